@@ -1,0 +1,1 @@
+//! Placeholder page, replaced in the next commit.
