@@ -1,1 +1,3 @@
 //! Placeholder page, replaced in the next commit.
+
+pub mod sys;
