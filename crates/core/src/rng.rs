@@ -31,7 +31,7 @@ impl Rng {
     /// Returns a duration between zero and `max`, both included ("full jitter").
     pub fn up_to(&mut self, max: Duration) -> Duration {
         let nanos = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX - 1);
-        Duration::from_nanos((u128::from(self.next_u64()) * (u128::from(nanos) + 1) >> 64) as u64)
+        Duration::from_nanos(((u128::from(self.next_u64()) * (u128::from(nanos) + 1)) >> 64) as u64)
     }
 
     /// Returns a duration between `low` and `high`; `low` when the range is empty.
