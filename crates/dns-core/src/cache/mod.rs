@@ -1,0 +1,439 @@
+//! One worker's message cache: from a question to the bytes of its answer, bounded in bytes.
+//!
+//! Two pieces of memory of fixed size: a ring that holds the entries one behind the other, and a
+//! table of 8-byte slots that finds them. New entries go to the ring's head; where room is
+//! needed the oldest goes, unless it was of use since it came: then it moves to the head once
+//! more (CLOCK, without a hand). A hit writes at most one byte, nothing is ever allocated after
+//! the start, and the bound is exact because both pieces are of that size from the beginning —
+//! the system gives their pages only as they are touched.
+//!
+//! An entry is 14 bytes, the message without its OPT record, and 2 bytes for each record, rounded
+//! up to 4. The table takes a ninth of the whole. A 60-byte answer with one record thus takes
+//! 76 bytes of ring, and 86 of the bound.
+
+mod ring;
+mod table;
+
+use std::fmt;
+use std::time::Duration;
+
+use forebay_core::Instant;
+
+use crate::reply::Stored;
+use crate::wire::{Answer, AnswerKind, QuestionKey, same_question};
+use ring::{CAPACITY_MAX, NewEntry, Position, Ring};
+use table::{SLOT_LEN, Table};
+
+/// A ninth of the bound is for the table: a slot for each 72 bytes.
+const BYTES_PER_SLOT: usize = 72;
+
+/// Times are kept in sixteenths of a second: 32 bits of them last for 8 years, after which an
+/// entry that nobody touched could look young again.
+const NANOS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SEC as u64;
+const TICKS_PER_SEC: u32 = 16;
+
+/// Entries that move to the head for one insert. Each costs a copy, and a cache whose every
+/// entry was of use must not stop the worker for all of them.
+const RENEWALS_MAX: u32 = 16;
+
+/// An entry takes at most this part of the ring, so that one answer can't empty it.
+const ENTRY_SHARE: usize = 4;
+
+/// What may be kept, and for how long. Times are whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachePolicy {
+    /// Answers are kept no shorter, and no TTL of theirs is below. Default 0. Anything else
+    /// serves records longer than their owner wants.
+    pub ttl_min: Duration,
+    /// Answers are kept no longer, and no TTL of theirs is above. Default one day; at most seven
+    /// (RFC 8767 §4).
+    pub ttl_max: Duration,
+    /// Negative answers are kept no longer (RFC 2308 §5 recommends one to three hours). Default
+    /// one hour.
+    pub negative_ttl_max: Duration,
+}
+
+impl Default for CachePolicy {
+    fn default() -> Self {
+        Self {
+            ttl_min: Duration::ZERO,
+            ttl_max: Duration::from_secs(86_400),
+            negative_ttl_max: Duration::from_secs(3_600),
+        }
+    }
+}
+
+/// Why a cache cannot be made so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheConfigError {
+    /// The size is not zero and yet too small to be of use, or too large for 32-bit positions.
+    Size {
+        /// What was asked for, in bytes.
+        bytes_max: usize,
+    },
+    /// A time is no whole number of seconds, or more than seven days.
+    Time {
+        /// Which one.
+        field: &'static str,
+        /// Its value.
+        value: Duration,
+    },
+    /// The lower bound is above an upper one.
+    Order {
+        /// Which upper bound.
+        field: &'static str,
+        /// Its value.
+        value: Duration,
+        /// The lower bound.
+        ttl_min: Duration,
+    },
+}
+
+/// A message cache. For one thread: everything takes `&mut self`.
+#[derive(Debug)]
+pub struct MessageCache {
+    table: Table,
+    ring: Ring,
+    ttl_min: u32,
+    ttl_max: u32,
+    negative_ttl_max: u32,
+    counters: CacheCounters,
+}
+
+/// A cache's figures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheCounters {
+    /// Entries there now, expired ones included.
+    pub entries: u64,
+    /// Bytes in use now: table, live entries, and those replaced whose room has not come back.
+    pub bytes: u64,
+    /// Lookups that found an answer.
+    pub hits: u64,
+    /// Lookups that found none.
+    pub misses: u64,
+    /// Those of the misses that found an expired one.
+    pub expired: u64,
+    /// Answers put in.
+    pub inserts: u64,
+    /// Answers given up for others while they were still good.
+    pub evictions: u64,
+}
+
+/// An answer found.
+#[derive(Debug, Clone, Copy)]
+pub struct Hit<'a> {
+    /// The answer; see [`write_stored`](crate::reply::write_stored).
+    pub stored: Stored<'a>,
+    /// How long ago it was put in, in whole seconds.
+    pub age_secs: u32,
+    /// How long it is good from then on, in seconds; more than its age.
+    pub ttl_secs: u32,
+}
+
+/// What became of an answer that was to be put in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Insert {
+    /// It is kept for so many seconds.
+    Kept {
+        /// Time to live.
+        ttl_secs: u32,
+    },
+    /// It is not kept.
+    NotKept(NotKept),
+}
+
+/// Why an answer is not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotKept {
+    /// There is no cache.
+    NoCache,
+    /// It answers another question, or repeats none.
+    OtherQuestion,
+    /// It is not all there is to say (RFC 2181 §9).
+    Truncated,
+    /// Its response code says nothing about the name.
+    Rcode,
+    /// A referral: the upstream did not recurse.
+    Referral,
+    /// Negative, and without a SOA record to say for how long (RFC 2308 §5).
+    NoSoa,
+    /// Its time to live is zero: for this once only (RFC 1035 §3.2.1).
+    ZeroTtl,
+    /// It would take more than a quarter of the cache.
+    TooLarge,
+}
+
+impl MessageCache {
+    /// The smallest size other than zero, in bytes.
+    pub const BYTES_MIN: usize = 16 * 1024;
+
+    /// Makes a cache that takes no more than `bytes_max` of memory, everything counted. Zero
+    /// makes one that keeps nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheConfigError`] names the field and the value that cannot be.
+    pub fn new(bytes_max: usize, policy: CachePolicy) -> Result<Self, CacheConfigError> {
+        let ttl_min = whole_secs("ttl_min", policy.ttl_min)?;
+        let ttl_max = whole_secs("ttl_max", policy.ttl_max)?;
+        let negative_ttl_max = whole_secs("negative_ttl_max", policy.negative_ttl_max)?;
+        for (field, value) in [("ttl_max", policy.ttl_max), ("negative_ttl_max", policy.negative_ttl_max)] {
+            if value < policy.ttl_min {
+                return Err(CacheConfigError::Order { field, value, ttl_min: policy.ttl_min });
+            }
+        }
+        let usable = bytes_max.saturating_sub(size_of::<Self>());
+        let slots = usable / BYTES_PER_SLOT;
+        let capacity = usable - slots * SLOT_LEN;
+        if bytes_max != 0 && bytes_max < Self::BYTES_MIN || capacity > CAPACITY_MAX {
+            return Err(CacheConfigError::Size { bytes_max });
+        }
+        Ok(Self {
+            table: Table::new(slots),
+            ring: Ring::new(capacity),
+            ttl_min,
+            ttl_max,
+            negative_ttl_max,
+            counters: CacheCounters::default(),
+        })
+    }
+
+    /// Finds the answer to a question, if there is one that is still good at `now`.
+    #[inline]
+    pub fn lookup(&mut self, key: &QuestionKey, now: Instant) -> Option<Hit<'_>> {
+        let Some((_, position)) = self.find(key) else {
+            self.counters.misses += 1;
+            return None;
+        };
+        let head = self.ring.head_at(position);
+        let age_secs = tick(now).wrapping_sub(head.inserted_tick) / TICKS_PER_SEC;
+        if age_secs >= head.ttl_secs {
+            self.counters.misses += 1;
+            self.counters.expired += 1;
+            return None;
+        }
+        self.counters.hits += 1;
+        self.ring.mark_visited(position, &head);
+        Some(Hit { stored: self.ring.stored_at(position, &head), age_secs, ttl_secs: head.ttl_secs })
+    }
+
+    /// Puts an answer in, if it may be kept, in the place of an earlier one.
+    ///
+    /// Positive answers are kept for the smallest TTL of all their records, so that none is
+    /// served beyond its own; negative ones as RFC 2308 §5 says. The policy bounds both.
+    pub fn insert(&mut self, key: &QuestionKey, answer: &Answer<'_>, now: Instant) -> Insert {
+        match self.try_insert(key, answer, now) {
+            Ok(ttl_secs) => Insert::Kept { ttl_secs },
+            Err(cause) => Insert::NotKept(cause),
+        }
+    }
+
+    /// Forgets the answer to one question. True when there was one.
+    pub fn remove(&mut self, key: &QuestionKey) -> bool {
+        let Some((index, position)) = self.find(key) else {
+            return false;
+        };
+        self.table.remove(index);
+        self.ring.mark_dead(position);
+        true
+    }
+
+    /// Forgets everything. Counters that count up stay.
+    pub fn clear(&mut self) {
+        self.table.clear();
+        self.ring.clear();
+    }
+
+    /// The figures as of now.
+    pub fn counters(&self) -> CacheCounters {
+        CacheCounters {
+            entries: self.table.len() as u64,
+            bytes: (self.fixed_bytes() + self.ring.used()) as u64,
+            ..self.counters
+        }
+    }
+
+    /// All the memory it can ever use, in bytes: never more than it was made with.
+    pub fn bytes_bound(&self) -> usize {
+        self.fixed_bytes() + self.ring.capacity()
+    }
+
+    fn fixed_bytes(&self) -> usize {
+        if self.ring.capacity() == 0 {
+            return 0;
+        }
+        size_of::<Self>() + self.table.slots() * SLOT_LEN
+    }
+
+    #[inline]
+    fn find(&self, key: &QuestionKey) -> Option<(usize, Position)> {
+        let (question, flags) = (key.question(), key.flags());
+        self.table.find(tag(key), |position| self.ring.answers(position, question, flags))
+    }
+
+    fn try_insert(&mut self, key: &QuestionKey, answer: &Answer<'_>, now: Instant) -> Result<u32, NotKept> {
+        if self.ring.capacity() == 0 {
+            return Err(NotKept::NoCache);
+        }
+        if !same_question(answer.question, key.question()) {
+            return Err(NotKept::OtherQuestion);
+        }
+        let (ttl_secs, ttl_most) = self.time_to_live(answer)?;
+        let message = answer.without_opt();
+        let len = Ring::entry_len(&message);
+        if len > self.ring.capacity() / ENTRY_SHARE {
+            return Err(NotKept::TooLarge);
+        }
+        let mut entry = NewEntry {
+            question: key.question(),
+            key_flags: key.flags(),
+            tag: tag(key),
+            inserted_tick: tick(now),
+            ttl_secs,
+            ttl_bounds: (self.ttl_min, ttl_most),
+            visited: false,
+        };
+        self.counters.inserts += 1;
+        if let Some((index, position)) = self.find(key) {
+            // A refreshed answer is mostly as long as the old one, and takes its place.
+            if self.ring.len_at(position) == len {
+                entry.visited = self.ring.head_at(position).visited;
+                self.ring.write(position, entry, &message);
+                return Ok(ttl_secs);
+            }
+            self.table.remove(index);
+            self.ring.mark_dead(position);
+        }
+        let position = self.make_room(len, tick(now));
+        self.ring.write(position, entry, &message);
+        self.table.insert(entry.tag, position);
+        Ok(ttl_secs)
+    }
+
+    /// How long an answer is kept, and the most that a TTL in it may be.
+    fn time_to_live(&self, answer: &Answer<'_>) -> Result<(u32, u32), NotKept> {
+        if answer.is_truncated() {
+            return Err(NotKept::Truncated);
+        }
+        let (ttl, most) = match answer.kind {
+            AnswerKind::Positive => (answer.ttl_min, self.ttl_max),
+            AnswerKind::NxDomain | AnswerKind::NoData => {
+                let negative = answer.negative_ttl.ok_or(NotKept::NoSoa)?;
+                let ttl = answer.ttl_min.unwrap_or(negative).min(negative);
+                (Some(ttl), self.negative_ttl_max.min(self.ttl_max))
+            }
+            AnswerKind::Referral => return Err(NotKept::Referral),
+            AnswerKind::Error => return Err(NotKept::Rcode),
+        };
+        match ttl.unwrap_or(0).max(self.ttl_min).min(most) {
+            0 => Err(NotKept::ZeroTtl),
+            // RFC 2308 §5: what a negative answer shows is no longer than it holds.
+            ttl if answer.kind == AnswerKind::Positive => Ok((ttl, most)),
+            ttl => Ok((ttl, ttl)),
+        }
+    }
+
+    /// Takes room for `len` bytes and a slot, at the cost of the oldest entries.
+    fn make_room(&mut self, len: usize, now_tick: u32) -> Position {
+        let mut renewals_left = RENEWALS_MAX;
+        loop {
+            if !self.table.is_full()
+                && let Some(position) = self.ring.claim(len)
+            {
+                return position;
+            }
+            self.retire_oldest(now_tick, &mut renewals_left);
+        }
+    }
+
+    /// Gives the oldest entry up, or moves it to the head if it was of use.
+    fn retire_oldest(&mut self, now_tick: u32, renewals_left: &mut u32) {
+        // An empty ring has room for anything that passed the size check.
+        let Some(position) = self.ring.oldest() else {
+            debug_assert!(false, "no room in an empty ring");
+            self.clear();
+            return;
+        };
+        let head = self.ring.head_at(position);
+        let len = self.ring.len_at(position);
+        if head.dead {
+            self.ring.drop_oldest(len);
+            return;
+        }
+        let Some((index, _)) = self.table.find(head.tag, |found| found == position) else {
+            debug_assert!(false, "a live entry that the table does not know");
+            self.ring.drop_oldest(len);
+            return;
+        };
+        let expired = now_tick.wrapping_sub(head.inserted_tick) / TICKS_PER_SEC >= head.ttl_secs;
+        if head.visited && !expired && *renewals_left > 0 {
+            *renewals_left -= 1;
+            self.ring.unmark_visited(position);
+            let moved_to = self.ring.renew_oldest(len);
+            self.table.relocate(index, head.tag, moved_to);
+            return;
+        }
+        if !expired {
+            self.counters.evictions += 1;
+        }
+        self.table.remove(index);
+        self.ring.drop_oldest(len);
+    }
+}
+
+fn whole_secs(field: &'static str, value: Duration) -> Result<u32, CacheConfigError> {
+    const MOST: u32 = 7 * 86_400;
+    match u32::try_from(value.as_secs()) {
+        Ok(secs) if secs <= MOST && value.subsec_nanos() == 0 => Ok(secs),
+        _ => Err(CacheConfigError::Time { field, value }),
+    }
+}
+
+/// The upper half of the hash: chooses the slot and is compared before the entry is.
+#[inline]
+fn tag(key: &QuestionKey) -> u32 {
+    (key.hash() >> 32) as u32
+}
+
+/// Sixteenths of a second; wraps after 8 years, which differences don't mind.
+#[inline]
+fn tick(now: Instant) -> u32 {
+    (now.as_nanos() / NANOS_PER_TICK) as u32
+}
+
+impl NotKept {
+    /// A short name for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoCache => "no_cache",
+            Self::OtherQuestion => "other_question",
+            Self::Truncated => "truncated",
+            Self::Rcode => "rcode",
+            Self::Referral => "referral",
+            Self::NoSoa => "no_soa",
+            Self::ZeroTtl => "zero_ttl",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+impl fmt::Display for CacheConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Size { bytes_max } => write!(
+                f,
+                "cache size of {bytes_max} bytes: it must be 0 (no cache) or from {} to {} bytes",
+                MessageCache::BYTES_MIN,
+                CAPACITY_MAX
+            ),
+            Self::Time { field, value } => {
+                write!(f, "{field} of {value:?}: it must be whole seconds, 7 days at most")
+            }
+            Self::Order { field, value, ttl_min } => {
+                write!(f, "{field} of {value:?} is below ttl_min of {ttl_min:?}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for CacheConfigError {}

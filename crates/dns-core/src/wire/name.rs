@@ -1,0 +1,156 @@
+//! Names and records as they stand on the wire.
+
+use super::{HEADER_LEN, NAME_LEN_MAX, be16, be32};
+
+/// Labels are at most 63 octets (RFC 1035 §2.3.4); the two top bits mean something else.
+const LABEL_LEN_MAX: u8 = 63;
+
+/// Pointers followed for one name. A name has at most 127 labels, and a sane one needs no more
+/// pointers than labels.
+const HOPS_MAX: u32 = 127;
+
+/// Why a name cannot be skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NameFault {
+    /// The message ends inside it.
+    Cut,
+    /// A label type that does not exist, or more than 255 octets.
+    Bad,
+    /// A pointer that does not lead strictly backwards, into the header, or on and on.
+    Pointer,
+}
+
+/// Where a name ends in the message, and how far forward its furthest pointer leads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NameSpan {
+    pub(crate) end: usize,
+    /// The first pointer's target; every further one is smaller. Zero without pointers.
+    pub(crate) target: usize,
+}
+
+/// The end of the uncompressed name at `start`: what a question must carry.
+///
+/// `None` when it is cut, compressed or longer than RFC 1035 §2.3.4 allows.
+#[inline]
+pub(crate) fn plain_name_end(bytes: &[u8], start: usize) -> Option<usize> {
+    let mut at = start;
+    loop {
+        let len = *bytes.get(at)?;
+        at += 1 + usize::from(len);
+        if len == 0 {
+            return (at - start <= NAME_LEN_MAX).then_some(at);
+        }
+        if len > LABEL_LEN_MAX || at - start >= NAME_LEN_MAX {
+            return None;
+        }
+    }
+}
+
+/// Skips the name at `start`, and proves by following its pointers that it can be read.
+///
+/// Each pointer must lead to before the run of labels it stands in (RFC 1035 §4.1.4: a *prior*
+/// occurrence), so that no chain can loop.
+#[inline]
+pub(crate) fn skip_name(bytes: &[u8], start: usize) -> Result<NameSpan, NameFault> {
+    // Nearly every owner name is a pointer to the question's, which has been checked.
+    if let Some([0xc0, 0x0c]) = bytes.get(start..).and_then(|rest| rest.first_chunk::<2>())
+        && start > HEADER_LEN
+    {
+        return Ok(NameSpan { end: start + 2, target: HEADER_LEN });
+    }
+    walk_name(bytes, start)
+}
+
+fn walk_name(bytes: &[u8], start: usize) -> Result<NameSpan, NameFault> {
+    let mut at = start;
+    let mut run_start = start;
+    let mut len_total = 0;
+    let mut hops = 0;
+    let mut first_pointer = None;
+    loop {
+        let byte = *bytes.get(at).ok_or(NameFault::Cut)?;
+        match byte {
+            0 => {
+                if len_total + 1 > NAME_LEN_MAX {
+                    return Err(NameFault::Bad);
+                }
+                let (end, target) = first_pointer.unwrap_or((at + 1, 0));
+                return Ok(NameSpan { end, target });
+            }
+            1..=LABEL_LEN_MAX => {
+                let step = 1 + usize::from(byte);
+                at += step;
+                len_total += step;
+                if len_total >= NAME_LEN_MAX {
+                    return Err(NameFault::Bad);
+                }
+            }
+            0xc0.. => {
+                let target = usize::from(be16(bytes, at).ok_or(NameFault::Cut)? & 0x3fff);
+                hops += 1;
+                if target < HEADER_LEN || target >= run_start || hops > HOPS_MAX {
+                    return Err(NameFault::Pointer);
+                }
+                first_pointer.get_or_insert((at + 2, target));
+                at = target;
+                run_start = target;
+            }
+            // 0b01 and 0b10 label types: withdrawn or never given (RFC 6891 §5).
+            _ => return Err(NameFault::Bad),
+        }
+    }
+}
+
+/// One resource record's fixed parts, and where it lies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Record {
+    pub(crate) start: usize,
+    /// The furthest pointer target of its owner name; zero without pointers.
+    pub(crate) owner_target: usize,
+    pub(crate) rtype: u16,
+    pub(crate) class: u16,
+    pub(crate) ttl: u32,
+    /// Where the TTL stands.
+    pub(crate) ttl_at: usize,
+    pub(crate) rdata: usize,
+    pub(crate) end: usize,
+}
+
+impl Record {
+    /// Reads the record at `start`.
+    #[inline]
+    pub(crate) fn read(bytes: &[u8], start: usize) -> Result<Self, NameFault> {
+        let owner = skip_name(bytes, start)?;
+        let fixed = bytes.get(owner.end..).and_then(|rest| rest.first_chunk::<10>()).ok_or(NameFault::Cut)?;
+        let rdata = owner.end + 10;
+        let end = rdata + usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
+        if end > bytes.len() {
+            return Err(NameFault::Cut);
+        }
+        Ok(Self {
+            start,
+            owner_target: owner.target,
+            rtype: u16::from_be_bytes([fixed[0], fixed[1]]),
+            class: u16::from_be_bytes([fixed[2], fixed[3]]),
+            ttl: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),
+            ttl_at: owner.end + 4,
+            rdata,
+            end,
+        })
+    }
+
+    /// True when the owner is the root, written as such.
+    pub(crate) fn owner_is_root(&self, bytes: &[u8]) -> bool {
+        bytes.get(self.start) == Some(&0)
+    }
+
+    /// The RDATA's length, in bytes.
+    pub(crate) fn rdata_len(&self) -> usize {
+        self.end - self.rdata
+    }
+
+    /// The 32 bits that end the RDATA.
+    pub(crate) fn rdata_last32(&self, bytes: &[u8]) -> Option<u32> {
+        be32(bytes, self.end.checked_sub(4)?)
+    }
+}
