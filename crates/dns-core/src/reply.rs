@@ -12,6 +12,9 @@ use crate::wire::{
     plain_ttl, rcode, same_question,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// An answer in the form it is kept in: the wire without its OPT record, its question
 /// lower-cased, and where its TTLs stand.
 #[derive(Debug, Clone, Copy)]

@@ -14,6 +14,9 @@
 mod ring;
 mod table;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -32,9 +35,9 @@ const BYTES_PER_SLOT: usize = 72;
 const NANOS_PER_TICK: u64 = 1_000_000_000 / TICKS_PER_SEC as u64;
 const TICKS_PER_SEC: u32 = 16;
 
-/// Entries that move to the head for one insert. Each costs a copy, and a cache whose every
+/// Entries that move to the head for one insert. Each costs a copy (50 to 100 ns), and a cache whose every
 /// entry was of use must not stop the worker for all of them.
-const RENEWALS_MAX: u32 = 16;
+const RENEWALS_MAX: u32 = 64;
 
 /// An entry takes at most this part of the ring, so that one answer can't empty it.
 const ENTRY_SHARE: usize = 4;
