@@ -1,3 +1,4 @@
 //! Placeholder page, replaced in the next commit.
 
+pub mod blame;
 pub mod sys;

@@ -49,10 +49,7 @@ impl RawAddress {
             match libc::c_int::from(self.family) {
                 libc::AF_INET => {
                     let raw = self.v4;
-                    Some(SocketAddr::V4(SocketAddrV4::new(
-                        ipv4(raw.sin_addr),
-                        u16::from_be(raw.sin_port),
-                    )))
+                    Some(SocketAddr::V4(SocketAddrV4::new(ipv4(raw.sin_addr), u16::from_be(raw.sin_port))))
                 }
                 libc::AF_INET6 => {
                     let raw = self.v6;
@@ -95,10 +92,7 @@ impl RawControl {
             IpAddr::V6(source) => self.write(
                 libc::IPPROTO_IPV6,
                 libc::IPV6_PKTINFO,
-                libc::in6_pktinfo {
-                    ipi6_addr: in6_addr(source),
-                    ipi6_ifindex: 0,
-                },
+                libc::in6_pktinfo { ipi6_addr: in6_addr(source), ipi6_ifindex: 0 },
             ),
         }
     }
@@ -113,15 +107,11 @@ impl RawControl {
         }
         let header: libc::cmsghdr = self.read(0);
         match (header.cmsg_level, header.cmsg_type) {
-            (libc::IPPROTO_IP, libc::IP_PKTINFO)
-                if Self::fits::<libc::in_pktinfo>(&header, length) =>
-            {
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) if Self::fits::<libc::in_pktinfo>(&header, length) => {
                 let info: libc::in_pktinfo = self.read(Self::HEADER);
                 Some(IpAddr::V4(ipv4(info.ipi_spec_dst)))
             }
-            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)
-                if Self::fits::<libc::in6_pktinfo>(&header, length) =>
-            {
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if Self::fits::<libc::in6_pktinfo>(&header, length) => {
                 let info: libc::in6_pktinfo = self.read(Self::HEADER);
                 Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)))
             }
@@ -159,15 +149,11 @@ impl RawControl {
 }
 
 fn in_addr(address: Ipv4Addr) -> libc::in_addr {
-    libc::in_addr {
-        s_addr: u32::from_ne_bytes(address.octets()),
-    }
+    libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) }
 }
 
 fn in6_addr(address: Ipv6Addr) -> libc::in6_addr {
-    libc::in6_addr {
-        s6_addr: address.octets(),
-    }
+    libc::in6_addr { s6_addr: address.octets() }
 }
 
 fn ipv4(raw: libc::in_addr) -> Ipv4Addr {

@@ -54,10 +54,7 @@ impl Epoll {
         let fd = super::check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
         // SAFETY: `fd` is open, and nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self {
-            fd,
-            raw: vec![libc::epoll_event { events: 0, u64: 0 }; events_max.max(1)],
-        })
+        Ok(Self { fd, raw: vec![libc::epoll_event { events: 0, u64: 0 }; events_max.max(1)] })
     }
 
     /// Adds `fd`; `token` will name it in events. A descriptor that is closed leaves the set by itself.
@@ -83,10 +80,7 @@ impl Epoll {
     /// # Errors
     ///
     /// Those of `epoll_pwait2(2)`, which needs Linux 5.11. A signal counts as a time-out.
-    pub fn wait(
-        &mut self,
-        timeout: Option<Duration>,
-    ) -> io::Result<impl Iterator<Item = Event> + '_> {
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<impl Iterator<Item = Event> + '_> {
         let time = timeout.map(|timeout| libc::timespec {
             tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
             tv_nsec: timeout.subsec_nanos() as libc::c_long,
@@ -128,18 +122,10 @@ impl Epoll {
         token: u64,
         interest: Interest,
     ) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events: interest.bits(),
-            u64: token,
-        };
+        let mut event = libc::epoll_event { events: interest.bits(), u64: token };
         // SAFETY: both descriptors are open as long as they are borrowed; `event` is only read during the call.
         super::check(unsafe {
-            libc::epoll_ctl(
-                self.fd.as_raw_fd(),
-                operation,
-                fd.as_fd().as_raw_fd(),
-                &mut event,
-            )
+            libc::epoll_ctl(self.fd.as_raw_fd(), operation, fd.as_fd().as_raw_fd(), &mut event)
         })
         .map(drop)
     }

@@ -34,10 +34,7 @@ impl NetNamespace {
             )?;
             File::open("/proc/thread-self/ns/net")
         };
-        let handle = thread::Builder::new()
-            .spawn(make)?
-            .join()
-            .expect("the thread does not panic")?;
+        let handle = thread::Builder::new().spawn(make)?.join().expect("the thread does not panic")?;
         Ok(Self { handle })
     }
 
@@ -51,10 +48,7 @@ impl NetNamespace {
             Ok(namespace) => Some(namespace),
             Err(error) => {
                 let required = std::env::var_os(REQUIRE).is_some_and(|value| value == "1");
-                assert!(
-                    !required,
-                    "{REQUIRE}=1, but no network namespace can be made: {error}"
-                );
+                assert!(!required, "{REQUIRE}=1, but no network namespace can be made: {error}");
                 eprintln!("skipped: no network namespace can be made (root is needed): {error}");
                 None
             }

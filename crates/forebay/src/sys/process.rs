@@ -18,16 +18,10 @@ pub struct DescriptorLimit {
 ///
 /// Those of `getrlimit(2)`; none is known for this resource.
 pub fn descriptor_limit() -> io::Result<DescriptorLimit> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid place for the answer, and the call keeps no pointer to it.
     super::check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
-    Ok(DescriptorLimit {
-        soft: limit.rlim_cur,
-        hard: limit.rlim_max,
-    })
+    Ok(DescriptorLimit { soft: limit.rlim_cur, hard: limit.rlim_max })
 }
 
 /// Sets how many descriptors the process may have open, and leaves the hard limit as it is.
@@ -36,10 +30,7 @@ pub fn descriptor_limit() -> io::Result<DescriptorLimit> {
 ///
 /// `EINVAL` when `soft` is above the hard limit.
 pub fn set_descriptor_limit(soft: u64) -> io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: soft,
-        rlim_max: descriptor_limit()?.hard,
-    };
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: descriptor_limit()?.hard };
     // SAFETY: `limit` is a valid value to read, and the call keeps no pointer to it.
     super::check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).map(drop)
 }
@@ -93,7 +84,9 @@ pub fn local_port_range() -> io::Result<PortRange> {
     parse_port_range(&range, &reserved).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("ip_local_port_range is {range:?}, ip_local_reserved_ports {reserved:?}: not ranges of ports"),
+            format!(
+                "ip_local_port_range is {range:?}, ip_local_reserved_ports {reserved:?}: not ranges of ports"
+            ),
         )
     })
 }
@@ -107,19 +100,12 @@ fn parse_port_range(range: &str, reserved: &str) -> Option<PortRange> {
     let mut taken = 0;
     for part in reserved.trim().split(',').filter(|part| !part.is_empty()) {
         let (low, high) = part.split_once('-').unwrap_or((part, part));
-        let (low, high) = (
-            low.parse::<u16>().ok()?.max(first),
-            high.parse::<u16>().ok()?.min(last),
-        );
+        let (low, high) = (low.parse::<u16>().ok()?.max(first), high.parse::<u16>().ok()?.min(last));
         if low <= high {
             taken += high - low + 1;
         }
     }
-    Some(PortRange {
-        first,
-        last,
-        reserved: taken,
-    })
+    Some(PortRange { first, last, reserved: taken })
 }
 
 /// Lets the calling thread run on `core` only (numbered from 0). Threads that it starts later inherit this.
@@ -136,8 +122,7 @@ pub fn pin_current_thread(core: usize) -> io::Result<()> {
     // SAFETY: `core` was shown to be inside the set.
     unsafe { libc::CPU_SET(core, &mut set) };
     // SAFETY: `set` is a valid value of the size given; 0 is the calling thread.
-    super::check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) })
-        .map(drop)
+    super::check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) }).map(drop)
 }
 
 /// Returns the cores that the calling thread may run on, lowest first.
@@ -151,9 +136,7 @@ pub fn allowed_cores() -> io::Result<Vec<usize>> {
     // SAFETY: `set` is a valid place of the size given; 0 is the calling thread.
     super::check(unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) })?;
     // SAFETY: every number asked about is inside the set.
-    Ok((0..libc::CPU_SETSIZE as usize)
-        .filter(|&core| unsafe { libc::CPU_ISSET(core, &set) })
-        .collect())
+    Ok((0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
 }
 
 #[cfg(test)]
@@ -164,14 +147,7 @@ mod tests {
     fn reserved_ports_outside_the_range_do_not_count() {
         let range = parse_port_range("40000\t40049\n", "22,8080,39990-40001,40049-50000,40010\n")
             .expect("well-formed");
-        assert_eq!(
-            range,
-            PortRange {
-                first: 40000,
-                last: 40049,
-                reserved: 4
-            }
-        );
+        assert_eq!(range, PortRange { first: 40000, last: 40049, reserved: 4 });
         assert_eq!(range.usable(), 46);
     }
 

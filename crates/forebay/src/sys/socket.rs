@@ -69,10 +69,7 @@ pub struct TcpListenerOptions {
 
 impl Default for TcpListenerOptions {
     fn default() -> Self {
-        Self {
-            reuse_port: false,
-            backlog: 1024,
-        }
+        Self { reuse_port: false, backlog: 1024 }
     }
 }
 
@@ -128,11 +125,7 @@ pub struct Keepalive {
 
 impl Default for Keepalive {
     fn default() -> Self {
-        Self {
-            time: Duration::from_secs(60),
-            interval: Duration::from_secs(10),
-            probes: 3,
-        }
+        Self { time: Duration::from_secs(60), interval: Duration::from_secs(10), probes: 3 }
     }
 }
 
@@ -145,20 +138,11 @@ impl Default for Keepalive {
 /// # Errors
 ///
 /// Those of `socket(2)`, `setsockopt(2)` and `bind(2)`: no descriptor left, or `local` is not an address of this machine.
-pub fn tcp_socket(
-    remote: SocketAddr,
-    local: Option<IpAddr>,
-    options: &TcpOptions,
-) -> io::Result<TcpStream> {
+pub fn tcp_socket(remote: SocketAddr, local: Option<IpAddr>, options: &TcpOptions) -> io::Result<TcpStream> {
     let socket = tcp_raw(remote)?;
     apply(&socket, options)?;
     if let Some(local) = local {
-        set_option(
-            socket.as_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            1,
-        )?;
+        set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
         socket.bind(&SocketAddr::new(local, 0).into())?;
     }
     Ok(socket.into())
@@ -223,11 +207,8 @@ pub fn stream_state(stream: BorrowedFd<'_>) -> StreamState {
 }
 
 fn udp_socket(address: SocketAddr, options: &UdpOptions) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM.nonblocking().cloexec(),
-        Some(Protocol::UDP),
-    )?;
+    let socket =
+        Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -249,11 +230,8 @@ fn udp_socket(address: SocketAddr, options: &UdpOptions) -> io::Result<Socket> {
 }
 
 fn tcp_raw(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking().cloexec(),
-        Some(Protocol::TCP),
-    )?;
+    let socket =
+        Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -305,13 +283,7 @@ pub(super) fn option(
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: `value` has room for the length given, and the call keeps no pointer to either.
     super::check(unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_mut(&mut value).cast(),
-            &mut length,
-        )
+        libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &mut length)
     })?;
     Ok(value)
 }

@@ -16,15 +16,8 @@ const V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 0);
 fn wait_readable(fd: BorrowedFd<'_>) {
     let mut epoll = Epoll::new(1).expect("epoll");
     epoll.add(fd, 7, Interest::Read).expect("add");
-    let events: Vec<_> = epoll
-        .wait(Some(Duration::from_secs(5)))
-        .expect("wait")
-        .collect();
-    assert_eq!(
-        events.iter().map(|event| event.token).collect::<Vec<_>>(),
-        [7],
-        "readable within 5 s"
-    );
+    let events: Vec<_> = epoll.wait(Some(Duration::from_secs(5))).expect("wait").collect();
+    assert_eq!(events.iter().map(|event| event.token).collect::<Vec<_>>(), [7], "readable within 5 s");
 }
 
 fn listener(address: SocketAddr) -> (UdpSocket, SocketAddr) {
@@ -40,14 +33,10 @@ fn batch_of_datagrams_crosses_loopback_with_senders() {
         let (client, client_address) = listener(any);
         let mut out = SendBatch::new(64, 1024);
         for number in 0..64u8 {
-            assert!(out.push(Some(address), None, |bytes| {
-                bytes.extend_from_slice(&[number; 3])
-            }));
+            assert!(out.push(Some(address), None, |bytes| { bytes.extend_from_slice(&[number; 3]) }));
         }
         assert!(out.is_full());
-        assert!(!out.push(Some(address), None, |_| unreachable!(
-            "a full batch does not fill"
-        )));
+        assert!(!out.push(Some(address), None, |_| unreachable!("a full batch does not fill")));
         let flush = out.flush(client.as_fd()).expect("flush");
         assert_eq!((flush.sent, flush.failed, flush.left), (64, 0, 0));
         assert!(out.is_empty() && flush.error.is_none());
@@ -60,10 +49,7 @@ fn batch_of_datagrams_crosses_loopback_with_senders() {
             assert_eq!(datagram.peer, client_address);
             assert_eq!((datagram.local, datagram.truncated), (None, false));
         }
-        assert_eq!(
-            batch.recv(server.as_fd()).expect_err("nothing left").kind(),
-            io::ErrorKind::WouldBlock
-        );
+        assert_eq!(batch.recv(server.as_fd()).expect_err("nothing left").kind(), io::ErrorKind::WouldBlock);
         assert_eq!(batch.datagrams().count(), 0);
     }
 }
@@ -75,19 +61,10 @@ fn answer_leaves_from_the_address_that_the_query_came_to() {
     };
     namespace.run(|| {
         for (any, query) in [
-            (
-                SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-                IpAddr::from([127, 0, 0, 53]),
-            ),
-            (
-                SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-                IpAddr::V6(Ipv6Addr::LOCALHOST),
-            ),
+            (SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), IpAddr::from([127, 0, 0, 53])),
+            (SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), IpAddr::V6(Ipv6Addr::LOCALHOST)),
         ] {
-            let options = UdpOptions {
-                report_local: true,
-                ..UdpOptions::default()
-            };
+            let options = UdpOptions { report_local: true, ..UdpOptions::default() };
             let server = udp_listener(any, &options).expect("bind");
             let address = SocketAddr::new(query, server.local_addr().expect("address").port());
             // A connected socket takes answers from exactly the address it asked.
@@ -99,39 +76,24 @@ fn answer_leaves_from_the_address_that_the_query_came_to() {
             let datagram = batch.datagrams().next().expect("one");
             assert_eq!(datagram.local, Some(query));
             let mut out = SendBatch::new(1, 512);
-            assert!(out.push(Some(datagram.peer), datagram.local, |bytes| {
-                bytes.extend_from_slice(b"answer")
-            }));
+            assert!(
+                out.push(Some(datagram.peer), datagram.local, |bytes| { bytes.extend_from_slice(b"answer") })
+            );
             assert_eq!(out.flush(server.as_fd()).expect("flush").sent, 1);
 
             let mut answers = ConnectedRecvBatch::new(4, 512);
-            assert_eq!(
-                answers
-                    .recv(client.as_fd())
-                    .expect("the answer is from where the query went"),
-                1
-            );
-            assert_eq!(
-                answers.payloads().collect::<Vec<_>>(),
-                [(&b"answer"[..], false)]
-            );
+            assert_eq!(answers.recv(client.as_fd()).expect("the answer is from where the query went"), 1);
+            assert_eq!(answers.payloads().collect::<Vec<_>>(), [(&b"answer"[..], false)]);
         }
     });
 }
 
 #[test]
 fn batch_can_be_used_again_with_fewer_and_more_datagrams() {
-    let options = UdpOptions {
-        report_local: true,
-        ..UdpOptions::default()
-    };
+    let options = UdpOptions { report_local: true, ..UdpOptions::default() };
     let server = udp_listener(V4, &options).expect("bind");
-    let client = udp_connected(
-        server.local_addr().expect("address"),
-        None,
-        &UdpOptions::default(),
-    )
-    .expect("connect");
+    let client =
+        udp_connected(server.local_addr().expect("address"), None, &UdpOptions::default()).expect("connect");
     let mut batch = RecvBatch::new(8, 64);
     for round in [8usize, 1, 5, 8, 2] {
         for number in 0..round {
@@ -154,10 +116,7 @@ fn datagram_longer_than_its_room_is_marked() {
     client.send(&[2; 16]).expect("send");
     let mut batch = RecvBatch::new(2, 16);
     assert_eq!(batch.recv(server.as_fd()).expect("recv"), 2);
-    let seen: Vec<_> = batch
-        .datagrams()
-        .map(|datagram| (datagram.bytes.len(), datagram.truncated))
-        .collect();
+    let seen: Vec<_> = batch.datagrams().map(|datagram| (datagram.bytes.len(), datagram.truncated)).collect();
     assert_eq!(seen, [(16, true), (16, false)]);
 }
 
@@ -168,35 +127,16 @@ fn one_bad_datagram_does_not_stop_the_others() {
     let mut out = SendBatch::new(8, 1024);
     assert!(out.push(Some(address), None, |bytes| bytes.push(1)));
     // An address of no machine cannot be a source (EINVAL or ENETUNREACH); port 0 cannot be a destination (EINVAL).
-    assert!(
-        out.push(Some(address), Some(IpAddr::from([192, 0, 2, 1])), |bytes| {
-            bytes.push(2)
-        })
-    );
-    assert!(
-        out.push(Some(SocketAddr::from(([127, 0, 0, 1], 0))), None, |bytes| {
-            bytes.push(3)
-        })
-    );
+    assert!(out.push(Some(address), Some(IpAddr::from([192, 0, 2, 1])), |bytes| { bytes.push(2) }));
+    assert!(out.push(Some(SocketAddr::from(([127, 0, 0, 1], 0))), None, |bytes| { bytes.push(3) }));
     assert!(out.push(Some(address), None, |_| {}));
     assert!(out.push(Some(address), None, |bytes| bytes.push(4)));
     let flush = out.flush(client.as_fd()).expect("flush");
-    assert_eq!(
-        (flush.sent, flush.failed, flush.left),
-        (2, 2, 0),
-        "{:?}",
-        flush.error
-    );
+    assert_eq!((flush.sent, flush.failed, flush.left), (2, 2, 0), "{:?}", flush.error);
     assert!(flush.error.is_some());
     let mut batch = RecvBatch::new(8, 16);
     assert_eq!(batch.recv(server.as_fd()).expect("recv"), 2);
-    assert_eq!(
-        batch
-            .datagrams()
-            .map(|datagram| datagram.bytes[0])
-            .collect::<Vec<_>>(),
-        [1, 4]
-    );
+    assert_eq!(batch.datagrams().map(|datagram| datagram.bytes[0]).collect::<Vec<_>>(), [1, 4]);
 }
 
 #[test]
@@ -210,10 +150,7 @@ fn refusal_of_an_earlier_datagram_does_not_cost_the_next() {
     assert!(out.push(None, None, |bytes| bytes.extend_from_slice(b"to somebody")));
     let flush = out.flush(client.as_fd()).expect("flush");
     assert_eq!((flush.sent, flush.failed), (1, 0));
-    assert_eq!(
-        flush.error.expect("the refusal is told").kind(),
-        io::ErrorKind::ConnectionRefused
-    );
+    assert_eq!(flush.error.expect("the refusal is told").kind(), io::ErrorKind::ConnectionRefused);
     let mut batch = RecvBatch::new(1, 64);
     assert_eq!(batch.recv(server.as_fd()).expect("recv"), 1);
     assert_eq!(batch.datagrams().next().expect("one").bytes, b"to somebody");
@@ -225,9 +162,7 @@ fn full_socket_leaves_the_rest_for_the_next_flush() {
     let (a, b) = std::os::unix::net::UnixDatagram::pair().expect("pair");
     let mut out = SendBatch::new(64, 64 * 4096);
     let mut number = 0u32;
-    while out.push(None, None, |bytes| {
-        bytes.extend_from_slice(&[number.to_be_bytes(); 1024].concat())
-    }) {
+    while out.push(None, None, |bytes| bytes.extend_from_slice(&[number.to_be_bytes(); 1024].concat())) {
         number += 1;
     }
     let mut sent = 0;
@@ -256,10 +191,7 @@ fn cleared_batch_sends_nothing() {
     out.clear();
     assert_eq!(out.flush(client.as_fd()).expect("flush").sent, 0);
     assert_eq!(
-        RecvBatch::new(1, 16)
-            .recv(server.as_fd())
-            .expect_err("nothing")
-            .kind(),
+        RecvBatch::new(1, 16).recv(server.as_fd()).expect_err("nothing").kind(),
         io::ErrorKind::WouldBlock
     );
 }
@@ -270,12 +202,7 @@ fn closed_descriptor_is_an_error_of_the_socket() {
     let file = std::fs::File::open("/dev/null").expect("open");
     let mut out = SendBatch::new(2, 16);
     assert!(out.push(None, None, |bytes| bytes.push(1)));
-    assert_eq!(
-        out.flush(file.as_fd())
-            .expect_err("not a socket")
-            .raw_os_error(),
-        Some(libc::ENOTSOCK)
-    );
+    assert_eq!(out.flush(file.as_fd()).expect_err("not a socket").raw_os_error(), Some(libc::ENOTSOCK));
     assert_eq!(out.len(), 1);
 }
 
@@ -290,27 +217,14 @@ fn udp_options_reach_the_kernel() {
     };
     let tuned = udp_listener(V4, &options).expect("bind");
     // The kernel doubles what is asked for.
-    for (name, value) in [
-        (libc::SO_RCVBUF, 131_072),
-        (libc::SO_SNDBUF, 65536),
-        (libc::SO_REUSEPORT, 1),
-    ] {
-        assert_eq!(
-            option(tuned.as_fd(), libc::SOL_SOCKET, name).expect("option"),
-            value
-        );
-        assert_ne!(
-            option(plain.as_fd(), libc::SOL_SOCKET, name).expect("option"),
-            value
-        );
+    for (name, value) in [(libc::SO_RCVBUF, 131_072), (libc::SO_SNDBUF, 65536), (libc::SO_REUSEPORT, 1)] {
+        assert_eq!(option(tuned.as_fd(), libc::SOL_SOCKET, name).expect("option"), value);
+        assert_ne!(option(plain.as_fd(), libc::SOL_SOCKET, name).expect("option"), value);
     }
     let address = tuned.local_addr().expect("address");
     udp_listener(address, &options).expect("a second one shares the port");
     let alone = udp_listener(plain.local_addr().expect("address"), &UdpOptions::default());
-    assert_eq!(
-        alone.expect_err("not shared").kind(),
-        io::ErrorKind::AddrInUse
-    );
+    assert_eq!(alone.expect_err("not shared").kind(), io::ErrorKind::AddrInUse);
 }
 
 #[test]
@@ -324,17 +238,10 @@ fn connected_socket_leaves_from_the_local_address_given() {
 
 #[test]
 fn wildcard_of_ipv6_leaves_ipv4_alone() {
-    let v6 = tcp_listener(
-        "[::]:0".parse().expect("address"),
-        &TcpListenerOptions::default(),
-    )
-    .expect("bind");
+    let v6 = tcp_listener("[::]:0".parse().expect("address"), &TcpListenerOptions::default()).expect("bind");
     let port = v6.local_addr().expect("address").port();
-    tcp_listener(
-        SocketAddr::from(([0, 0, 0, 0], port)),
-        &TcpListenerOptions::default(),
-    )
-    .expect("bind beside it");
+    tcp_listener(SocketAddr::from(([0, 0, 0, 0], port)), &TcpListenerOptions::default())
+        .expect("bind beside it");
 }
 
 #[test]
@@ -350,11 +257,7 @@ fn tcp_options_reach_the_kernel() {
         }),
         user_timeout: Some(Duration::from_millis(4321)),
     };
-    let bare = TcpOptions {
-        nodelay: true,
-        keepalive: None,
-        user_timeout: None,
-    };
+    let bare = TcpOptions { nodelay: true, keepalive: None, user_timeout: None };
     let read = |socket: &TcpStream| {
         [
             (libc::IPPROTO_TCP, libc::TCP_NODELAY),
@@ -370,10 +273,7 @@ fn tcp_options_reach_the_kernel() {
     assert_eq!(probing, [33, 7, 5]);
     let plain = tcp_socket(address, None, &bare).expect("socket");
     assert_eq!(read(&plain), [1, 0, 0]);
-    assert_eq!(
-        read(&tcp_socket(address, None, &TcpOptions::default()).expect("socket")),
-        [1, 1, 10_000]
-    );
+    assert_eq!(read(&tcp_socket(address, None, &TcpOptions::default()).expect("socket")), [1, 1, 10_000]);
     apply_tcp_options(&plain, &options).expect("options of a stream that is there");
     assert_eq!(read(&plain), [0, 1, 4321]);
 }
@@ -384,10 +284,7 @@ fn local_address_takes_no_port_before_the_connection() {
     let address = listener.local_addr().expect("address");
     let local = IpAddr::from([127, 0, 0, 7]);
     let stream = tcp_socket(address, Some(local), &TcpOptions::default()).expect("socket");
-    assert_eq!(
-        stream.local_addr().expect("address"),
-        SocketAddr::new(local, 0)
-    );
+    assert_eq!(stream.local_addr().expect("address"), SocketAddr::new(local, 0));
     tcp_connect_begin(&stream, address).expect("connect");
     wait_readable(listener.as_fd());
     let (_accepted, peer) = listener.accept().expect("accept");
@@ -396,31 +293,19 @@ fn local_address_takes_no_port_before_the_connection() {
 
 #[test]
 fn reuse_port_lets_two_listeners_share_an_address() {
-    let shared = TcpListenerOptions {
-        reuse_port: true,
-        ..TcpListenerOptions::default()
-    };
+    let shared = TcpListenerOptions { reuse_port: true, ..TcpListenerOptions::default() };
     let first = tcp_listener(V4, &shared).expect("bind");
     let address = first.local_addr().expect("address");
     tcp_listener(address, &shared).expect("shared");
     let alone = tcp_listener(address, &TcpListenerOptions::default());
-    assert_eq!(
-        alone.expect_err("not shared").kind(),
-        io::ErrorKind::AddrInUse
-    );
+    assert_eq!(alone.expect_err("not shared").kind(), io::ErrorKind::AddrInUse);
 }
 
 #[test]
 fn backlog_bounds_connections_that_wait() {
     let accepted_at_once = |backlog| {
-        let listener = tcp_listener(
-            V4,
-            &TcpListenerOptions {
-                backlog,
-                ..TcpListenerOptions::default()
-            },
-        )
-        .expect("bind");
+        let listener =
+            tcp_listener(V4, &TcpListenerOptions { backlog, ..TcpListenerOptions::default() }).expect("bind");
         let address = listener.local_addr().expect("address");
         let streams: Vec<_> = (0..8)
             .map(|_| {
@@ -430,17 +315,10 @@ fn backlog_bounds_connections_that_wait() {
             })
             .collect();
         // On loopback the handshake is over before `connect` returns, unless the queue is full.
-        streams
-            .iter()
-            .filter(|stream| stream.peer_addr().is_ok())
-            .count()
+        streams.iter().filter(|stream| stream.peer_addr().is_ok()).count()
     };
     assert_eq!(accepted_at_once(16), 8);
-    assert_eq!(
-        accepted_at_once(2),
-        3,
-        "Linux lets one more than the backlog wait"
-    );
+    assert_eq!(accepted_at_once(2), 3, "Linux lets one more than the backlog wait");
 }
 
 #[test]
@@ -453,11 +331,7 @@ fn stream_state_tells_quiet_from_readable_from_closed() {
     io::Write::write_all(&mut &far, b"x").expect("write");
     wait_readable(near.as_fd());
     assert_eq!(stream_state(near.as_fd()), StreamState::Readable);
-    assert_eq!(
-        stream_state(near.as_fd()),
-        StreamState::Readable,
-        "looking consumes nothing"
-    );
+    assert_eq!(stream_state(near.as_fd()), StreamState::Readable, "looking consumes nothing");
     io::Read::read_exact(&mut &near, &mut [0]).expect("read");
     assert_eq!(stream_state(near.as_fd()), StreamState::Quiet);
 
@@ -471,9 +345,7 @@ fn reset_stream_is_closed() {
     let listener = tcp_listener(V4, &TcpListenerOptions::default()).expect("bind");
     let near = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
     let (far, _) = listener.accept().expect("accept");
-    socket2::SockRef::from(&far)
-        .set_linger(Some(Duration::ZERO))
-        .expect("linger");
+    socket2::SockRef::from(&far).set_linger(Some(Duration::ZERO)).expect("linger");
     drop(far);
     wait_readable(near.as_fd());
     assert_eq!(stream_state(near.as_fd()), StreamState::Closed);
@@ -493,7 +365,7 @@ fn coarse_clock_follows_the_exact_one() {
 
 #[test]
 fn cpu_time_counts_work_and_not_waiting() {
-    let (thread, process) = (clock::thread_cpu_time(), clock::process_cpu_time());
+    let (process, thread) = (clock::process_cpu_time(), clock::thread_cpu_time());
     let mut sum = 0u64;
     while clock::thread_cpu_time() - thread < Duration::from_millis(2) {
         sum = std::hint::black_box(sum.wrapping_mul(31) + 1);
@@ -511,15 +383,10 @@ fn cpu_time_counts_work_and_not_waiting() {
 fn descriptors_are_counted() {
     // Other tests open and close descriptors meanwhile: hold many, and allow for theirs.
     let before = process::descriptors_in_use().expect("count");
-    let held: Vec<_> = (0..500)
-        .map(|_| std::fs::File::open("/dev/null").expect("open"))
-        .collect();
+    let held: Vec<_> = (0..500).map(|_| std::fs::File::open("/dev/null").expect("open")).collect();
     let during = process::descriptors_in_use().expect("count");
     drop(held);
-    assert!(
-        during >= before + 300,
-        "{before} before, {during} with 500 more"
-    );
+    assert!(during >= before + 300, "{before} before, {during} with 500 more");
     let limit = process::descriptor_limit().expect("limit");
     assert!(during <= limit.soft && limit.soft <= limit.hard);
 }
@@ -528,9 +395,7 @@ fn descriptors_are_counted() {
 fn raised_limit_is_the_hard_one() {
     let limit = process::raise_descriptor_limit().expect("raise");
     assert_eq!(limit.soft, limit.hard);
-    assert!(
-        process::set_descriptor_limit(limit.hard + 1).is_err() || limit.hard == libc::RLIM_INFINITY
-    );
+    assert!(process::set_descriptor_limit(limit.hard + 1).is_err() || limit.hard == libc::RLIM_INFINITY);
 }
 
 #[test]
@@ -541,20 +406,14 @@ fn port_range_is_that_of_the_namespace() {
         return;
     };
     let inside = namespace.run(|| process::local_port_range().expect("range"));
-    assert_eq!(
-        (inside.first, inside.last, inside.usable()),
-        (40000, 40049, 50)
-    );
+    assert_eq!((inside.first, inside.last, inside.usable()), (40000, 40049, 50));
     assert_eq!(process::local_port_range().expect("range"), outside);
 }
 
 #[test]
 fn pinned_thread_may_run_on_its_core_only() {
     std::thread::spawn(|| {
-        let core = *process::allowed_cores()
-            .expect("cores")
-            .last()
-            .expect("at least one");
+        let core = *process::allowed_cores().expect("cores").last().expect("at least one");
         process::pin_current_thread(core).expect("pin");
         assert_eq!(process::allowed_cores().expect("cores"), [core]);
         assert!(process::pin_current_thread(1023).is_err());
@@ -571,21 +430,12 @@ fn epoll_waits_less_than_a_millisecond_when_told_so() {
     let shortest = (0..20)
         .map(|_| {
             let before = now();
-            assert_eq!(
-                epoll
-                    .wait(Some(Duration::from_micros(100)))
-                    .expect("wait")
-                    .count(),
-                0
-            );
+            assert_eq!(epoll.wait(Some(Duration::from_micros(100))).expect("wait").count(), 0);
             now().saturating_duration_since(before)
         })
         .min()
         .expect("twenty");
-    assert!(
-        shortest >= Duration::from_micros(100) && shortest < Duration::from_micros(900),
-        "{shortest:?}"
-    );
+    assert!(shortest >= Duration::from_micros(100) && shortest < Duration::from_micros(900), "{shortest:?}");
 }
 
 #[test]
@@ -594,17 +444,12 @@ fn epoll_tells_writable_once_asked() {
     let mut epoll = Epoll::new(4).expect("epoll");
     epoll.add(&socket, 3, Interest::Read).expect("add");
     assert_eq!(epoll.wait(Some(Duration::ZERO)).expect("wait").count(), 0);
-    epoll
-        .modify(&socket, 4, Interest::ReadWrite)
-        .expect("modify");
+    epoll.modify(&socket, 4, Interest::ReadWrite).expect("modify");
     let events: Vec<_> = epoll.wait(Some(Duration::ZERO)).expect("wait").collect();
     assert_eq!(events.len(), 1);
     assert!(events[0].token == 4 && events[0].writable && !events[0].readable);
     assert_eq!(
-        epoll
-            .add(&socket, 3, Interest::Read)
-            .expect_err("added already")
-            .kind(),
+        epoll.add(&socket, 3, Interest::Read).expect_err("added already").kind(),
         io::ErrorKind::AlreadyExists
     );
 }

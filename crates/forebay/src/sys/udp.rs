@@ -44,9 +44,7 @@ impl RecvBatch {
     ///
     /// When `messages` is not between 1 and [`MESSAGES_MAX`], or `bytes_each` is 0.
     pub fn new(messages: usize, bytes_each: usize) -> Self {
-        Self {
-            ring: RecvRing::new(messages, bytes_each, true),
-        }
+        Self { ring: RecvRing::new(messages, bytes_each, true) }
     }
 
     /// Reads what has come, without waiting, and returns how many datagrams that was: at least one.
@@ -67,12 +65,7 @@ impl RecvBatch {
         (0..self.ring.received).filter_map(|index| {
             let (bytes, truncated) = self.ring.payload(index);
             let (peer, local) = self.ring.addresses(index)?;
-            Some(Datagram {
-                bytes,
-                peer,
-                local,
-                truncated,
-            })
+            Some(Datagram { bytes, peer, local, truncated })
         })
     }
 
@@ -94,9 +87,7 @@ impl ConnectedRecvBatch {
     ///
     /// When `messages` is not between 1 and [`MESSAGES_MAX`], or `bytes_each` is 0.
     pub fn new(messages: usize, bytes_each: usize) -> Self {
-        Self {
-            ring: RecvRing::new(messages, bytes_each, false),
-        }
+        Self { ring: RecvRing::new(messages, bytes_each, false) }
     }
 
     /// Reads what has come, without waiting, and returns how many datagrams that was: at least one.
@@ -182,13 +173,7 @@ impl SendBatch {
             messages_max: messages,
             names: vec![name; messages],
             controls: vec![control; messages],
-            iovecs: vec![
-                libc::iovec {
-                    iov_base: ptr::null_mut(),
-                    iov_len: 0
-                };
-                messages
-            ],
+            iovecs: vec![libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; messages],
             headers: vec![header; messages],
         }
     }
@@ -228,23 +213,14 @@ impl SendBatch {
         }
         let start = self.bytes.len();
         fill(&mut self.bytes);
-        let length = self
-            .bytes
-            .len()
-            .checked_sub(start)
-            .expect("fill only appends");
+        let length = self.bytes.len().checked_sub(start).expect("fill only appends");
         if length == 0 {
             return true;
         }
         let index = self.entries.len();
         let name_length = peer.map_or(0, |peer| self.names[index].set(peer));
         let control_length = source.map_or(0, |source| self.controls[index].set(source));
-        self.entries.push(Entry {
-            start,
-            length,
-            name_length,
-            control_length,
-        });
+        self.entries.push(Entry { start, length, name_length, control_length });
         true
     }
 
@@ -292,9 +268,9 @@ impl SendBatch {
                 }
                 Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT) => return Err(error),
                 // A connected socket reports here what ICMP said about an earlier datagram: this one was not tried.
-                Some(
-                    libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENOPROTOOPT,
-                ) if retried != self.first => {
+                Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENOPROTOOPT)
+                    if retried != self.first =>
+                {
                     retried = self.first;
                     flush.error = Some(error);
                 }
@@ -325,10 +301,8 @@ impl SendBatch {
         for (index, entry) in self.entries.iter().enumerate().skip(self.first) {
             // SAFETY: `start` lies inside `bytes`, `index` below `messages_max`, the length of all four arrays.
             unsafe {
-                *iovecs.add(index) = libc::iovec {
-                    iov_base: base.add(entry.start).cast(),
-                    iov_len: entry.length,
-                };
+                *iovecs.add(index) =
+                    libc::iovec { iov_base: base.add(entry.start).cast(), iov_len: entry.length };
                 let header = &mut self.headers[index].msg_hdr;
                 header.msg_iov = iovecs.add(index);
                 header.msg_iovlen = 1;
@@ -371,8 +345,7 @@ impl RecvRing {
         let (name, control, header) = unsafe { (zeroed(), zeroed(), zeroed::<libc::mmsghdr>()) };
         let bytes = Room::new(vec![0u8; messages * bytes_each]);
         let names = Room::<RawAddress>::new(vec![name; if with_names { messages } else { 0 }]);
-        let controls =
-            Room::<RawControl>::new(vec![control; if with_names { messages } else { 0 }]);
+        let controls = Room::<RawControl>::new(vec![control; if with_names { messages } else { 0 }]);
         let iovecs = Room::new(
             (0..messages)
                 .map(|index| libc::iovec {
@@ -393,16 +366,7 @@ impl RecvRing {
             }
         }
         // Every header must say how much room it has before the first call: as if all had just been used.
-        Self {
-            bytes,
-            bytes_each,
-            names,
-            controls,
-            _iovecs: iovecs,
-            headers,
-            with_names,
-            received: messages,
-        }
+        Self { bytes, bytes_each, names, controls, _iovecs: iovecs, headers, with_names, received: messages }
     }
 
     fn recv(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
@@ -444,8 +408,7 @@ impl RecvRing {
         let length = (header.msg_len as usize).min(self.bytes_each);
         // SAFETY: the range is inside the room, whose bytes are initialised; the kernel writes to it only under
         // `&mut self`, which the returned borrow excludes.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(self.bytes.at(index * self.bytes_each), length) };
+        let bytes = unsafe { std::slice::from_raw_parts(self.bytes.at(index * self.bytes_each), length) };
         (bytes, header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0)
     }
 
@@ -454,10 +417,7 @@ impl RecvRing {
         // SAFETY: both rooms have as many places as there are headers when names are asked for, which is when this is
         // called; the kernel writes to them only under `&mut self`.
         let (name, control) = unsafe { (&*self.names.at(index), &*self.controls.at(index)) };
-        Some((
-            name.get()?,
-            control.get(header.msg_hdr.msg_controllen as usize),
-        ))
+        Some((name.get()?, control.get(header.msg_hdr.msg_controllen as usize)))
     }
 
     fn header(&self, index: usize) -> &libc::mmsghdr {
