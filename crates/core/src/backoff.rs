@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::config::BackoffConfig;
 use crate::{Instant, Rng};
 
 /// Counts failures in a row and says until when to pause.
@@ -16,6 +17,12 @@ pub(crate) struct Backoff {
 impl Backoff {
     pub(crate) const fn new(base: Duration, max: Duration) -> Self {
         Self { base, max, failures: 0, until: Instant::ZERO }
+    }
+
+    /// Takes new bounds; a pause that would now be too long ends earlier.
+    pub(crate) fn configure(&mut self, now: Instant, config: BackoffConfig) {
+        (self.base, self.max) = (config.base, config.max);
+        self.until = self.until.min(now + config.max);
     }
 
     /// Notes a failure. Failures of dials that began before the pause do not lengthen it: one outage that fails

@@ -11,7 +11,7 @@
 //! Only failures that the upstream is to blame for arrive here; the endpoint sees to that in one place.
 
 use crate::backoff::Backoff;
-use crate::config::BreakerConfig;
+use crate::config::{BackoffConfig, BreakerConfig};
 use crate::{Instant, Rng};
 
 /// Where a breaker stands.
@@ -72,6 +72,12 @@ impl Breaker {
         }
     }
 
+    /// Takes a new policy. A pause that is under way ends as it was drawn.
+    pub(crate) fn configure(&mut self, now: Instant, config: BreakerConfig) {
+        self.failures_max = config.failures;
+        self.pause.configure(now, BackoffConfig { base: config.open_base, max: config.open_max });
+    }
+
     pub(crate) const fn state(&self) -> BreakerState {
         self.state
     }
@@ -88,6 +94,11 @@ impl Breaker {
     /// The probe whose outcome is awaited.
     pub(crate) const fn probe(&self) -> Probe {
         if self.probe_out { Probe(self.probes) } else { Probe::NONE }
+    }
+
+    /// The same probe if its outcome is still awaited, else none.
+    pub(crate) fn current(&self, probe: Probe) -> Probe {
+        if self.is_current(probe) { probe } else { Probe::NONE }
     }
 
     pub(crate) fn admit(&mut self, now: Instant) -> Admission {

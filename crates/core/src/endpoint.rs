@@ -36,6 +36,12 @@ const RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
 const LEARNT_FOR: Duration = Duration::from_secs(600);
 /// A connection closed by the peer after less idle time than this taught nothing about idle time-outs.
 const LEARNT_MIN: Duration = Duration::from_millis(500);
+/// How long to wait before the replacement of an old connection is tried again.
+const AGE_RETRY: Duration = Duration::from_secs(1);
+/// How many planned ages there may be beyond those of the slots, before the outdated are swept.
+const AGES_SLACK: usize = 64;
+/// Demand is looked at this often at most, however short `idle_timeout` is.
+const SHRINK_PERIOD_MIN: Duration = Duration::from_millis(10);
 /// How many dials may be under way before any has succeeded.
 const DIAL_WINDOW_FIRST: u32 = 8;
 
@@ -152,7 +158,9 @@ pub(crate) struct Endpoint {
     in_use: u32,
     temporary: u32,
     temporary_connecting: u32,
-    /// What the peer allowed last; the guess for a connection that is being dialled.
+    /// What the peer allowed last, on any connection.
+    capacity_allowed: u32,
+    /// The same within the policy: the guess for a connection that is being dialled.
     capacity_guess: u32,
     dial_window: u32,
     backoff: Backoff,
@@ -176,7 +184,13 @@ pub(crate) struct Endpoint {
 
 // Commands, and news from outside.
 impl Endpoint {
-    pub(crate) fn new(id: EndpointId, config: Config, permits: Permits, cx: &mut Context<'_>) -> Self {
+    pub(crate) fn new(
+        id: EndpointId,
+        config: Config,
+        permits: Permits,
+        leaving: bool,
+        cx: &mut Context<'_>,
+    ) -> Self {
         let mut endpoint = Self {
             id,
             permits,
@@ -193,6 +207,7 @@ impl Endpoint {
             in_use: 0,
             temporary: 0,
             temporary_connecting: 0,
+            capacity_allowed: u32::MAX,
             capacity_guess: config.capacity,
             dial_window: DIAL_WINDOW_FIRST.min(config.dials_max),
             backoff: Backoff::new(config.backoff.base, config.backoff.max),
@@ -206,7 +221,7 @@ impl Endpoint {
             next_shrink: Instant::MAX,
             next_reclaim: Instant::MAX,
             starved_until: None,
-            leaving: false,
+            leaving,
             due: Instant::MAX,
             latency_nanos: 0,
             counters: Counters::default(),
@@ -215,12 +230,8 @@ impl Endpoint {
         if let Some(checks) = &endpoint.checks {
             endpoint.due = checks.next();
         }
-        if let (Some(timeout), true) =
-            (endpoint.config.idle_timeout, endpoint.config.order != IdleOrder::Lifo)
-        {
-            endpoint.next_shrink = cx.now + timeout / 2;
-            endpoint.arm(endpoint.next_shrink);
-        }
+        endpoint.next_shrink = cx.now + endpoint.shrink_period();
+        endpoint.arm(endpoint.next_shrink);
         endpoint.grow(cx);
         endpoint
     }
@@ -241,6 +252,7 @@ impl Endpoint {
         {
             let lease = self.lease(index, probe);
             self.counters.acquired(AcquireOutcome::Reused);
+            self.keep_ahead(cx);
             return Acquired::Lease(lease);
         }
         self.line_up(cx, deadline, probe)
@@ -253,7 +265,9 @@ impl Endpoint {
         }
         let index = self.free.pick(cx.rng)?;
         self.counters.acquired(AcquireOutcome::Reused);
-        Some(self.lease(index, Probe::NONE))
+        let lease = self.lease(index, Probe::NONE);
+        self.keep_ahead(cx);
+        Some(lease)
     }
 
     pub(crate) fn release(&mut self, cx: &mut Context<'_>, lease: Lease, outcome: Outcome) {
@@ -265,11 +279,8 @@ impl Endpoint {
         let open = self.slots[index as usize].is_open();
         self.return_unit(index);
         if open {
-            match outcome.ends_connection() {
+            match outcome.ends_connection().or_else(|| self.spent(index)) {
                 Some(reason) => self.retire(cx, index, reason),
-                None if self.slots[index as usize].temporary => {
-                    self.retire(cx, index, CloseReason::Temporary)
-                }
                 None => self.offer(cx, index),
             }
         } else if self.slots[index as usize].state == State::Draining
@@ -281,8 +292,17 @@ impl Endpoint {
     }
 
     pub(crate) fn note_uses(&mut self, slot: SlotId, uses: u64) {
-        if self.is_current(slot.index, slot.generation) {
-            self.slots[slot.index as usize].uses += uses;
+        let SlotId { index, generation, .. } = slot;
+        if !self.is_current(index, generation) {
+            return;
+        }
+        let slot = &mut self.slots[index as usize];
+        slot.uses += uses;
+        if slot.is_open() && slot.in_flight > 0 && slot.uses >= self.config.uses_max.unwrap_or(u64::MAX) {
+            slot.reason = CloseReason::Uses;
+            self.set_state(index, State::Draining);
+            // Somebody may want another in its place, and this call has no say in that.
+            self.arm(Instant::ZERO);
         }
     }
 
@@ -336,19 +356,9 @@ impl Endpoint {
         if !self.is_current(index, generation) || !self.slots[index as usize].is_open() {
             return;
         }
-        let capacity = capacity.clamp(1, self.config.capacity);
-        self.capacity_guess = capacity;
-        let slot = &mut self.slots[index as usize];
-        let before = std::mem::replace(&mut slot.capacity, capacity);
-        if !slot.temporary {
-            self.capacity_open = self.capacity_open + capacity - before;
-        }
-        let (state, in_flight) = (slot.state, slot.in_flight);
-        if state == State::Ready && in_flight >= capacity {
-            self.set_state(index, State::Busy);
-        } else if state == State::Busy && in_flight < capacity {
-            self.offer(cx, index);
-        }
+        self.guess_capacity(capacity);
+        self.slots[index as usize].allowed = capacity;
+        self.apply_capacity(cx, index);
         self.grow(cx);
     }
 
@@ -376,21 +386,40 @@ impl Endpoint {
     }
 
     pub(crate) fn handle_config(&mut self, cx: &mut Context<'_>, config: Config) {
+        let old = std::mem::replace(&mut self.config, config);
         self.permits.connections.set_max(config.connections_max);
         self.permits.temporary.set_max(config.temporary_max);
-        if config.order != self.config.order {
-            let mut free = Free::new(config.order);
-            for index in 0..self.slots.len() as u32 {
-                if self.free.contains(index) {
-                    free.insert(index);
-                }
-            }
-            self.free = free;
-        }
-        self.config = config;
-        self.capacity_guess = self.capacity_guess.min(config.capacity);
+        self.backoff.configure(cx.now, config.backoff);
+        self.local_pause.configure(cx.now, config.backoff);
+        self.breaker.configure(cx.now, config.breaker);
+        self.configure_checks(cx);
+        self.guess_capacity(self.capacity_allowed);
         self.dial_window = self.dial_window.min(config.dials_max);
-        self.due = cx.now;
+        if (config.order, config.idle_timeout) != (old.order, old.idle_timeout) {
+            self.next_shrink = cx.now + self.shrink_period();
+        }
+        if config.order != old.order {
+            self.reorder(config.order);
+        }
+        if config.age_max != old.age_max {
+            self.ages.clear();
+        }
+        for index in 0..self.slots.len() as u32 {
+            if !self.slots[index as usize].is_open() {
+                continue;
+            }
+            if config.age_max != old.age_max {
+                self.plan_age(cx, index);
+            }
+            match self.spent(index) {
+                // A temporary one is spent when its lease comes back, and has one.
+                Some(reason) if reason != CloseReason::Temporary => self.retire(cx, index, reason),
+                _ => self.apply_capacity(cx, index),
+            }
+        }
+        self.trim(cx);
+        // What else has become due is done when the shell returns, which is now.
+        self.arm(Instant::ZERO);
         self.grow(cx);
     }
 
@@ -536,7 +565,7 @@ impl Endpoint {
         }
         let (index, generation) = self.tickets.push(cx.now, deadline, probe);
         let stop = self.grow(cx);
-        if let Some(refusal) = self.overflow(cx, stop, deadline)
+        if let Some(refusal) = self.overflow(stop, deadline)
             && let Some(ticket) = self.tickets.remove(index, generation)
         {
             self.breaker.abandon(ticket.probe);
@@ -547,22 +576,14 @@ impl Endpoint {
     }
 
     /// The newest ticket cannot be sure of a connection: what the policy says to that.
-    fn overflow(&mut self, cx: &mut Context<'_>, stop: Stop, deadline: Instant) -> Option<Refusal> {
-        let promised = self.counts[State::Connecting as usize] - self.temporary_connecting;
-        if self.tickets.len() <= promised * self.capacity_guess + self.temporary_connecting {
+    fn overflow(&self, stop: Stop, deadline: Instant) -> Option<Refusal> {
+        if !self.is_newest_unpromised() {
             return None;
         }
         match stop {
-            Stop::Denied(denied) => match self.config.overflow {
-                Overflow::Wait => None,
-                Overflow::Reject => Some(Refusal::Full { in_use: self.in_use, denied }),
-                Overflow::Temporary => {
-                    if self.permits.take(true, self.could_serve()).is_ok() {
-                        self.dial(cx, true, None);
-                    }
-                    None
-                }
-            },
+            Stop::Denied(denied) if self.config.overflow == Overflow::Reject => {
+                Some(Refusal::Full { in_use: self.in_use, denied })
+            }
             Stop::Pause(until) if until >= deadline && !self.could_serve() => {
                 Some(Refusal::Backoff { until, last: self.last_failure })
             }
@@ -571,6 +592,13 @@ impl Endpoint {
             }
             _ => None,
         }
+    }
+
+    /// Whether the newest ticket has no part in what the dials under way will bring.
+    fn is_newest_unpromised(&self) -> bool {
+        let pooled = self.counts[State::Connecting as usize] - self.temporary_connecting;
+        let promised = u64::from(pooled) * u64::from(self.capacity_guess) + u64::from(self.temporary_connecting);
+        u64::from(self.tickets.len()) > promised
     }
 
     /// Whether any slot could ever serve a waiting ticket.
@@ -610,6 +638,7 @@ impl Endpoint {
         } else {
             self.free.rotate(index);
         }
+        let probe = self.breaker.current(probe);
         Lease { slot: SlotId { endpoint: self.id, index, generation }, fresh, probe, temporary }
     }
 
@@ -624,11 +653,21 @@ impl Endpoint {
         }
     }
 
+    /// Why a slot can serve nobody any more, now that a lease came back or the policy changed.
+    fn spent(&self, index: u32) -> Option<CloseReason> {
+        let slot = &self.slots[index as usize];
+        if slot.temporary {
+            return Some(CloseReason::Temporary);
+        }
+        self.config.uses_max.is_some_and(|max| slot.uses >= max).then_some(CloseReason::Uses)
+    }
+
     /// A slot has room: for the oldest tickets first, then for whoever comes.
     fn offer(&mut self, cx: &mut Context<'_>, index: u32) {
         loop {
             let slot = &self.slots[index as usize];
             if !slot.is_open() || slot.in_flight >= slot.capacity {
+                self.keep_ahead(cx);
                 return;
             }
             let Some((ticket_index, ticket)) = self.tickets.pop() else { break };
@@ -682,9 +721,13 @@ impl Endpoint {
     fn judge(&mut self, cx: &mut Context<'_>, probe: Probe, outcome: Outcome) {
         match outcome.verdict() {
             Some(Ok(())) => {
+                let paused = !self.backoff.is_over(cx.now);
                 self.backoff.reset();
-                if self.breaker.succeed(probe) {
+                let closed = self.breaker.succeed(probe);
+                if closed {
                     cx.events.push_back(Event::BreakerClosed { endpoint: self.id });
+                }
+                if closed || paused {
                     self.grow(cx);
                 }
             }
@@ -732,9 +775,7 @@ impl Endpoint {
         if let Some((old, generation)) = slot.replaces
             && self.is_current(old, generation)
         {
-            let retry = cx.now + Duration::from_secs(1);
-            self.ages.push(Reverse((retry.min(self.slots[old as usize].retire_at), old, generation)));
-            self.arm(retry);
+            self.age_again(cx, old);
         }
         self.grow(cx);
         if !self.could_serve() && cause.blame() != Blame::Client {
@@ -758,12 +799,27 @@ impl Endpoint {
             let stop = self.next_dial(cx);
             match stop {
                 None => self.dial(cx, false, None),
+                Some(Stop::Denied(_)) if self.take_temporary() => self.dial(cx, true, None),
                 Some(stop) => {
                     self.note_stop(cx, stop);
                     return stop;
                 }
             }
         }
+    }
+
+    /// Grows where a lease was given and nobody waits: for headroom, and for what the lease wore out.
+    fn keep_ahead(&mut self, cx: &mut Context<'_>) {
+        if self.wants_slot() && self.starved_until.is_none_or(|until| cx.now >= until) {
+            self.grow(cx);
+        }
+    }
+
+    /// The pool is full: takes the permits for a temporary connection, if the policy and the line call for one.
+    fn take_temporary(&self) -> bool {
+        self.config.overflow == Overflow::Temporary
+            && self.is_newest_unpromised()
+            && self.permits.take(true, self.could_serve()).is_ok()
     }
 
     /// Takes the permits for one more dial, or says why there is none.
@@ -814,9 +870,9 @@ impl Endpoint {
     fn note_stop(&mut self, cx: &mut Context<'_>, stop: Stop) {
         match stop {
             Stop::Denied(denied) => {
-                let was_starved = self.starved_until.is_some_and(|until| cx.now < until);
-                self.starved_until = Some(cx.now + STARVED_RETRY);
-                self.arm(cx.now + STARVED_RETRY);
+                let retry = if self.tickets.is_empty() { RECLAIM_INTERVAL } else { STARVED_RETRY };
+                let was_starved = self.starved_until.replace(cx.now + retry).is_some();
+                self.arm(cx.now + retry);
                 if !was_starved {
                     match denied {
                         Denied::Connections => {}
@@ -832,14 +888,11 @@ impl Endpoint {
 
     /// Begins a dial whose permits are taken.
     fn dial(&mut self, cx: &mut Context<'_>, temporary: bool, replaces: Option<(u32, u32)>) {
-        // A dial for older tickets or for `connections_min` may find the pause over before any acquire does: then it
-        // is the probe. While half open, the probe is already named.
-        let probe = match (self.breaker.state(), self.breaker.is_available(cx.now)) {
-            (BreakerState::Open(_), true) => match self.breaker.admit(cx.now) {
-                Admission::Probe(probe) => probe,
-                Admission::Pass | Admission::Refuse(_) => Probe::NONE,
-            },
-            _ => Probe::NONE,
+        // A dial for older tickets or for `connections_min` may find the pause over, or the last probe given up, before
+        // any acquire does: then it is the probe.
+        let probe = match self.breaker.admit(cx.now) {
+            Admission::Probe(probe) => probe,
+            Admission::Pass | Admission::Refuse(_) => Probe::NONE,
         };
         let index = self.vacant.pop().unwrap_or_else(|| {
             self.slots.push(Slot::VACANT);
@@ -859,22 +912,21 @@ impl Endpoint {
     }
 
     fn connected(&mut self, cx: &mut Context<'_>, index: u32, capacity: u32) {
-        let capacity = capacity.clamp(1, self.config.capacity);
+        self.guess_capacity(capacity);
         self.dial_window = (self.dial_window + 1).min(self.config.dials_max);
         self.local_pause.reset();
         self.counters.dials_succeeded += 1;
         let slot = &mut self.slots[index as usize];
         let took = cx.now.saturating_duration_since(slot.since);
         slot.since = cx.now;
-        slot.capacity = if slot.temporary { 1 } else { capacity };
+        slot.allowed = if slot.temporary { 1 } else { capacity };
+        slot.capacity = slot.allowed.clamp(1, self.config.capacity);
         let (temporary, probe, replaces, generation) =
             (slot.temporary, slot.probe, slot.replaces, slot.generation);
         self.counters.dial.record_duration(took);
         cx.events.push_back(Event::Opened { slot: SlotId { endpoint: self.id, index, generation }, took });
         if temporary {
             self.temporary_connecting -= 1;
-        } else {
-            self.capacity_guess = capacity;
         }
         self.set_state(index, State::Ready);
         if self.leaving {
@@ -885,14 +937,12 @@ impl Endpoint {
         if probe.is_some() && !self.tickets.mark_front(probe) && self.breaker.succeed(probe) {
             cx.events.push_back(Event::BreakerClosed { endpoint: self.id });
         }
+        self.offer(cx, index);
         if let Some((old, old_generation)) = replaces
             && self.is_current(old, old_generation)
             && self.slots[old as usize].is_open()
         {
-            self.offer(cx, index);
             self.retire(cx, old, CloseReason::Age);
-        } else {
-            self.offer(cx, index);
         }
         if temporary && self.slots[index as usize].in_flight == 0 && self.slots[index as usize].is_open() {
             self.retire(cx, index, CloseReason::Temporary);
@@ -965,8 +1015,10 @@ impl Endpoint {
         {
             self.close(cx, oldest, CloseReason::IdleMax);
         }
-        if let Some(timeout) = self.idle_timeout(cx.now) {
-            self.arm(cx.now + timeout);
+        if let (Some(timeout), Some(oldest)) = (self.idle_timeout(cx.now), self.idle.front())
+            && self.spare() > 0
+        {
+            self.arm(self.slots[oldest as usize].idle_since + timeout);
         }
         if self.has_budget() && self.next_reclaim == Instant::MAX {
             self.next_reclaim = cx.now + RECLAIM_INTERVAL;
@@ -989,18 +1041,59 @@ impl Endpoint {
         }
     }
 
+    /// How often [`Endpoint::shrink`] looks.
+    fn shrink_period(&self) -> Duration {
+        match (self.config.order, self.config.idle_timeout) {
+            (IdleOrder::Fifo | IdleOrder::Random, Some(timeout)) => (timeout / 2).max(SHRINK_PERIOD_MIN),
+            (IdleOrder::Lifo, _) | (_, None) => Duration::MAX,
+        }
+    }
+
     /// Where the order keeps every connection warm, demand decides how many stay (HAProxy's rule): twice per
-    /// `idle_timeout`, half of what neither this period nor the one before needed is closed.
+    /// `idle_timeout`, half of what neither this period nor the one before needed goes. What stands idle goes first;
+    /// a multiplexed endpoint may have nothing idle, and then those that carry least take no more.
     fn shrink(&mut self, cx: &mut Context<'_>) {
         if cx.now < self.next_shrink {
             return;
         }
-        let period = self.config.idle_timeout.map_or(Duration::MAX, |timeout| timeout / 2);
-        self.next_shrink = cx.now + period;
-        let needed = self.peak_now.max(self.peak_before).div_ceil(self.capacity_guess);
+        self.next_shrink = cx.now + self.shrink_period();
+        let peak = u64::from(self.peak_now.max(self.peak_before));
+        let wanted = (peak * u64::from(self.config.headroom_percent)).div_ceil(100);
+        let needed = u32::try_from(wanted.div_ceil(self.capacity_guess.into())).unwrap_or(u32::MAX);
         self.peak_before = std::mem::replace(&mut self.peak_now, self.in_flight_open);
         let surplus = self.open.saturating_sub(needed.max(self.config.connections_min));
-        self.close_longest_idle(cx, surplus.div_ceil(2), CloseReason::Surplus);
+        self.retire_surplus(cx, surplus.div_ceil(2));
+    }
+
+    /// Takes so many pooled connections out of service: the longest idle first, then those that carry least.
+    fn retire_surplus(&mut self, cx: &mut Context<'_>, n: u32) {
+        for _ in 0..n.min(self.spare()) {
+            let least = || {
+                let open = (0..self.slots.len() as u32).filter(|i| {
+                    let slot = &self.slots[*i as usize];
+                    slot.is_open() && !slot.temporary
+                });
+                open.min_by_key(|i| self.slots[*i as usize].in_flight)
+            };
+            let Some(index) = self.idle.front().or_else(least) else { return };
+            self.retire(cx, index, CloseReason::Surplus);
+        }
+    }
+
+    /// A limit was lowered: what is now too much goes, this engine's share of it.
+    fn trim(&mut self, cx: &mut Context<'_>) {
+        while self.idle.len() > self.config.idle_max
+            && let Some(oldest) = self.idle.front()
+        {
+            self.close(cx, oldest, CloseReason::IdleMax);
+        }
+        let going = self.count(State::Draining) + self.count(State::Closed);
+        let used = self.permits.connections.used().saturating_sub(going);
+        if used > self.config.connections_max {
+            let mine = self.open + self.count(State::Connecting) - self.temporary_connecting;
+            let share = (u64::from(mine) * u64::from(self.config.connections_max)).div_ceil(used.into());
+            self.retire_surplus(cx, mine.saturating_sub(share as u32));
+        }
     }
 
     /// While this machine runs short, half of what stands idle goes back each second.
@@ -1022,16 +1115,38 @@ impl Endpoint {
     }
 
     fn plan_age(&mut self, cx: &mut Context<'_>, index: u32) {
-        let Some(age_max) = self.config.age_max else { return };
         let slot = &mut self.slots[index as usize];
         if slot.temporary {
             return;
         }
-        slot.retire_at = cx.now + age_max;
-        let soft = cx.now + cx.rng.between(age_max * 80 / 100, age_max * 95 / 100);
-        let generation = slot.generation;
+        let Some(age_max) = self.config.age_max else {
+            slot.retire_at = Instant::MAX;
+            return;
+        };
+        slot.retire_at = slot.since + age_max;
+        let soft = slot.since + cx.rng.between(age_max * 80 / 100, age_max * 95 / 100);
+        let (hard, generation) = (slot.retire_at, slot.generation);
+        // Entries of connections that went early lie about until their time comes: not too many of them.
+        if self.ages.len() > AGES_SLACK + 4 * self.slots.len() {
+            let slots = &self.slots;
+            self.ages.retain(|Reverse((_, index, generation))| {
+                let slot = &slots[*index as usize];
+                slot.generation == *generation && slot.is_open()
+            });
+        }
         self.ages.push(Reverse((soft, index, generation)));
+        self.ages.push(Reverse((hard, index, generation)));
         self.arm(soft);
+    }
+
+    /// The replacement of an old connection could not be dialled, or failed: tries again soon.
+    fn age_again(&mut self, cx: &mut Context<'_>, index: u32) {
+        let slot = &self.slots[index as usize];
+        let retry = cx.now + AGE_RETRY;
+        if retry < slot.retire_at {
+            self.ages.push(Reverse((retry, index, slot.generation)));
+            self.arm(retry);
+        }
     }
 
     /// Replaces what has become old, then retires it; at `age_max` it goes even without a replacement.
@@ -1044,15 +1159,20 @@ impl Endpoint {
             if !self.is_current(index, generation) || !self.slots[index as usize].is_open() {
                 continue;
             }
-            let hard = self.slots[index as usize].retire_at;
-            if cx.now >= hard || self.can_do_without(index) {
+            if cx.now >= self.slots[index as usize].retire_at || self.can_do_without(index) {
                 self.retire(cx, index, CloseReason::Age);
-            } else if self.forbidden(cx.now).is_none() && self.permits.take(false, true).is_ok() {
-                self.dial(cx, false, Some((index, generation)));
-                self.ages.push(Reverse((hard, index, generation)));
-            } else {
-                let retry = (cx.now + Duration::from_secs(1)).min(hard);
-                self.ages.push(Reverse((retry, index, generation)));
+                continue;
+            }
+            if self.forbidden(cx.now).is_some() {
+                self.age_again(cx, index);
+                continue;
+            }
+            match self.permits.take(false, true) {
+                Ok(()) => self.dial(cx, false, Some((index, generation))),
+                // The pool is full, so its replacement needs its place. If all waited for `age_max`, all of a burst
+                // would go at once.
+                Err(Denied::Connections) if self.spare() > 1 => self.retire(cx, index, CloseReason::Age),
+                Err(_) => self.age_again(cx, index),
             }
         }
     }
@@ -1076,6 +1196,50 @@ impl Endpoint {
 impl Endpoint {
     const fn has_budget(&self) -> bool {
         self.permits.budget.descriptors.is_some() || self.permits.budget.ports.is_some()
+    }
+
+    /// Notes what the peer allows: the next connections are expected to carry as much.
+    fn guess_capacity(&mut self, allowed: u32) {
+        self.capacity_allowed = allowed;
+        self.capacity_guess = allowed.clamp(1, self.config.capacity);
+    }
+
+    /// The peer or the policy changed how much a slot carries.
+    fn apply_capacity(&mut self, cx: &mut Context<'_>, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        if slot.temporary {
+            return;
+        }
+        let capacity = slot.allowed.clamp(1, self.config.capacity);
+        let before = std::mem::replace(&mut slot.capacity, capacity);
+        self.capacity_open = self.capacity_open + capacity - before;
+        let (state, in_flight) = (slot.state, slot.in_flight);
+        if state == State::Ready && in_flight >= capacity {
+            self.set_state(index, State::Busy);
+        } else if state == State::Busy && in_flight < capacity {
+            self.offer(cx, index);
+        }
+    }
+
+    fn reorder(&mut self, order: IdleOrder) {
+        let mut free = Free::new(order);
+        for index in 0..self.slots.len() as u32 {
+            if self.free.contains(index) {
+                free.insert(index);
+            }
+        }
+        self.free = free;
+    }
+
+    fn configure_checks(&mut self, cx: &mut Context<'_>) {
+        let before = self.health();
+        match (&mut self.checks, self.config.health) {
+            (Some(checks), Some(config)) => checks.configure(cx.now, config),
+            (checks, config) => *checks = config.map(|config| Checks::new(config, cx.now, cx.rng)),
+        }
+        if self.health() != before {
+            cx.events.push_back(Event::HealthChanged { endpoint: self.id, health: self.health() });
+        }
     }
 
     fn is_current(&self, index: u32, generation: u32) -> bool {
@@ -1214,9 +1378,6 @@ impl Endpoint {
                 self.tickets.len(),
                 self.free.len()
             ));
-        }
-        if self.tickets.len() > self.config.waiters_max {
-            return Err(format!("{} tickets wait", self.tickets.len()));
         }
         Ok(())
     }

@@ -296,12 +296,11 @@ impl Engine {
         let id = EndpointId { index: index as u32, generation: self.entries[index].generation };
         let mut cx =
             Context { now, rng: &mut self.rng, actions: &mut self.actions, events: &mut self.events };
-        let mut endpoint = Box::new(Endpoint::new(id, config, permits, &mut cx));
-        if self.leaving {
-            endpoint.leave(&mut cx);
-        }
+        let endpoint = Endpoint::new(id, config, permits, self.leaving, &mut cx);
         self.due = self.due.min(endpoint.due());
-        self.entries[index].endpoint = Some(endpoint);
+        self.entries[index].endpoint = Some(Box::new(endpoint));
+        // Added to an engine that drains, it goes as it came.
+        self.with(now, id, |_, _| ());
         Ok(id)
     }
 
@@ -314,7 +313,9 @@ impl Engine {
         });
     }
 
-    /// Changes an endpoint's policy. Raised limits serve those who wait at once.
+    /// Changes an endpoint's policy, for the connections that are there too. Raised limits serve those who wait at
+    /// once. Under lowered ones nobody loses a lease or a place in line: idle connections close, and others when their
+    /// leases come back. Where several engines share a limit, tell each.
     ///
     /// # Errors
     ///
@@ -352,6 +353,8 @@ impl Engine {
     pub fn note_uses(&mut self, slot: SlotId, uses: u64) {
         if let Some(endpoint) = self.endpoint_mut(slot.endpoint) {
             endpoint.note_uses(slot, uses);
+            let due = endpoint.due();
+            self.due = self.due.min(due);
         }
     }
 
@@ -468,6 +471,16 @@ impl Engine {
         self.endpoint(id).is_some_and(|endpoint| endpoint.is_available(now))
     }
 
+    /// How many leases are out on an endpoint.
+    pub fn in_use(&self, id: EndpointId) -> u32 {
+        self.endpoint(id).map_or(0, Endpoint::in_use)
+    }
+
+    /// Why the last failed request or dial of an endpoint failed.
+    pub fn last_failure(&self, id: EndpointId) -> Option<Cause> {
+        self.endpoint(id).and_then(Endpoint::last_failure)
+    }
+
     /// How many requests the endpoint's free slots would take at once, at least; zero means that one would wait.
     pub fn free_slots(&self, id: EndpointId) -> u32 {
         self.endpoint(id).map_or(0, Endpoint::free)
@@ -482,7 +495,7 @@ impl Engine {
         if !slot.is_open() || slot.temporary || lease.is_probe() {
             return (Instant::ZERO, 0);
         }
-        (slot.retire_at, endpoint.config().uses_max.map_or(u64::MAX, |max| max - slot.uses))
+        (slot.retire_at, endpoint.config().uses_max.map_or(u64::MAX, |max| max.saturating_sub(slot.uses)))
     }
 
     /// Returns one endpoint's figures.

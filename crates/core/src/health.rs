@@ -26,6 +26,15 @@ impl Checks {
         Self { config, health: Health::Healthy, streak: 0, next: now + rng.up_to(config.interval / 5) }
     }
 
+    /// Takes a new policy. The verdict stays, the streak begins anew.
+    pub(crate) fn configure(&mut self, now: Instant, config: HealthConfig) {
+        if config != self.config {
+            self.next = self.next.min(now + config.interval);
+            self.config = config;
+            self.streak = 0;
+        }
+    }
+
     pub(crate) const fn health(&self) -> Health {
         self.health
     }

@@ -56,6 +56,9 @@ impl State {
 pub(crate) struct Slot {
     pub(crate) generation: u32,
     pub(crate) state: State,
+    /// What the peer allows.
+    pub(crate) allowed: u32,
+    /// The same within the policy.
     pub(crate) capacity: u32,
     pub(crate) in_flight: u32,
     pub(crate) uses: u64,
@@ -77,6 +80,7 @@ impl Slot {
     pub(crate) const VACANT: Self = Self {
         generation: 0,
         state: State::Vacant,
+        allowed: 0,
         capacity: 0,
         in_flight: 0,
         uses: 0,

@@ -15,6 +15,7 @@
 //! - [`cache`] keeps answers, bounded in bytes.
 
 pub mod cache;
+pub mod forwarder;
 pub mod reply;
 pub mod wire;
 

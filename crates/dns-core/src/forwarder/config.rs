@@ -1,0 +1,186 @@
+//! What a forwarder is told.
+
+use std::fmt;
+use std::time::Duration;
+
+use forebay_core::{Config, ConfigError, Permits};
+
+use crate::cache::{CacheConfigError, CachePolicy};
+use crate::wire::{HashSeed, UDP_LEN_DEFAULT, UDP_LEN_MIN};
+
+/// How a query reaches an upstream, as far as decisions differ by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    /// Datagrams: an answer may be truncated, lost or forged.
+    Datagram,
+    /// A byte stream that carries many messages at once.
+    Stream,
+}
+
+/// The connections to one address over one carrier.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// The policy of the pool.
+    pub config: Config,
+    /// Permits, shared with the other workers that use the same address.
+    pub permits: Permits,
+}
+
+/// One upstream endpoint: where queries go.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// What it is called in errors: its address.
+    pub name: String,
+    /// Its datagram connections; `None` if it is only spoken to over streams.
+    pub datagram: Option<Link>,
+    /// Its stream connections: for everything, or for what was truncated.
+    pub stream: Link,
+}
+
+/// Which upstream is asked first. The others follow in their order, from there on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// The first in the list, as long as it answers.
+    #[default]
+    Sequential,
+    /// Each in its turn.
+    RoundRobin,
+    /// Any, with equal chance.
+    Random,
+    /// The one with the fewest queries in flight.
+    LeastInflight,
+}
+
+/// What a forwarder is told. [`Forwarder::new`](super::Forwarder::new) checks it.
+#[derive(Clone, Debug)]
+pub struct ForwarderConfig {
+    /// Where queries go, in order.
+    pub upstreams: Vec<Upstream>,
+    /// Which of them is asked first.
+    pub strategy: Strategy,
+    /// How long an answer is waited for before another attempt begins; the answer stays welcome. Default 1 s.
+    pub attempt_timeout: Duration,
+    /// How long a client waits at most; then it is told SERVFAIL. Default 4 s, under the 5 s of common stub resolvers.
+    pub query_timeout: Duration,
+    /// Attempts for one question. Default 6.
+    pub attempts_max: u32,
+    /// Clients that may wait at once; more are told SERVFAIL. Default 65,536.
+    pub waiting_max: usize,
+    /// The longest UDP message, in bytes, that is sent to a client or asked of an upstream. Default 1232.
+    pub udp_size: u16,
+    /// The memory of the message cache, in bytes; zero is no cache. Default 64 MiB.
+    pub cache_bytes: usize,
+    /// What the cache keeps, and for how long.
+    pub cache_policy: CachePolicy,
+    /// Keeps others from choosing questions whose hashes collide. From the system's randomness.
+    pub hash_seed: HashSeed,
+    /// Seeds message ids (RFC 5452 §9.2) and choices. From the system's randomness.
+    pub random_seed: [u8; 32],
+}
+
+impl ForwarderConfig {
+    /// Makes a configuration with defaults for all but the upstreams and the seeds.
+    pub fn new(upstreams: Vec<Upstream>, hash_seed: HashSeed, random_seed: [u8; 32]) -> Self {
+        Self {
+            upstreams,
+            strategy: Strategy::default(),
+            attempt_timeout: Duration::from_secs(1),
+            query_timeout: Duration::from_secs(4),
+            attempts_max: 6,
+            waiting_max: 65_536,
+            udp_size: UDP_LEN_DEFAULT,
+            cache_bytes: 64 << 20,
+            cache_policy: CachePolicy::default(),
+            hash_seed,
+            random_seed,
+        }
+    }
+
+    pub(super) fn validate(&self) -> Result<(), ForwarderConfigError> {
+        let wrong =
+            |field, value: String, allowed| Err(ForwarderConfigError::Field { field, value, allowed });
+        if self.upstreams.is_empty() {
+            return wrong("upstreams", "empty".to_owned(), "at least one");
+        }
+        if self.upstreams.len() > UPSTREAMS_MAX {
+            return wrong("upstreams", self.upstreams.len().to_string(), "at most 64");
+        }
+        if self.attempt_timeout < ATTEMPT_TIMEOUT_MIN {
+            return wrong("attempt_timeout", format!("{:?}", self.attempt_timeout), "at least 10ms");
+        }
+        if self.query_timeout < self.attempt_timeout {
+            return wrong("query_timeout", format!("{:?}", self.query_timeout), "at least attempt_timeout");
+        }
+        if self.query_timeout > QUERY_TIMEOUT_MAX {
+            return wrong("query_timeout", format!("{:?}", self.query_timeout), "at most 60s");
+        }
+        if self.attempts_max == 0 {
+            return wrong("attempts_max", "0".to_owned(), "at least 1");
+        }
+        if self.waiting_max == 0 {
+            return wrong("waiting_max", "0".to_owned(), "at least 1");
+        }
+        if self.udp_size < UDP_LEN_MIN {
+            return wrong("udp_size", self.udp_size.to_string(), "512 to 65535");
+        }
+        for upstream in &self.upstreams {
+            for link in upstream.datagram.iter().chain([&upstream.stream]) {
+                if link.config.capacity > CAPACITY_MAX {
+                    return wrong("capacity", link.config.capacity.to_string(), "at most 16384");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Upstreams of one forwarder: a number that no list written by a person reaches.
+const UPSTREAMS_MAX: usize = 64;
+/// An attempt shorter than this would give up on upstreams that are merely far away.
+const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_millis(10);
+/// No client waits longer than this.
+const QUERY_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// A quarter of the message ids: a free one is found at once, and stays hard to guess.
+const CAPACITY_MAX: u32 = 16_384;
+
+/// Why a forwarder cannot be made so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForwarderConfigError {
+    /// A field has an impossible value.
+    Field {
+        /// Its name.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// The policy of an upstream's pool is impossible.
+    Pool(ConfigError),
+    /// The cache is impossible.
+    Cache(CacheConfigError),
+}
+
+impl fmt::Display for ForwarderConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Field { field, value, allowed } => write!(f, "{field} is {value}; it must be {allowed}"),
+            Self::Pool(error) => error.fmt(f),
+            Self::Cache(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ForwarderConfigError {}
+
+impl From<ConfigError> for ForwarderConfigError {
+    fn from(error: ConfigError) -> Self {
+        Self::Pool(error)
+    }
+}
+
+impl From<CacheConfigError> for ForwarderConfigError {
+    fn from(error: CacheConfigError) -> Self {
+        Self::Cache(error)
+    }
+}

@@ -1,0 +1,108 @@
+//! Which question went out under which id on which connection.
+
+use forebay_core::SlotId;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::RngCore;
+
+/// Unexpected answers on one connection after which it is given up: somebody may be guessing (RFC 5452 §9.3 allows
+/// a resolver to abandon a port on which it sees forgeries).
+const UNEXPECTED_MAX: u32 = 16;
+
+/// What is out on one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Exchange {
+    generation: u32,
+    open: bool,
+    /// Message id and attempt. Short: a connection's capacity at most.
+    entries: Vec<(u16, u32)>,
+    /// Whether anything was ever answered on it.
+    pub(crate) answered: bool,
+    /// Time-outs since the last answer.
+    pub(crate) silent: u32,
+    unexpected: u32,
+}
+
+impl Exchange {
+    pub(crate) fn find(&self, id: u16) -> Option<u32> {
+        self.entries.iter().find(|(other, _)| *other == id).map(|(_, attempt)| *attempt)
+    }
+
+    /// Notes an answer that fits nothing. Returns whether the connection has seen too many of them.
+    pub(crate) fn note_unexpected(&mut self) -> bool {
+        self.unexpected += 1;
+        self.unexpected == UNEXPECTED_MAX
+    }
+}
+
+/// The connections of every endpoint, by the engine's slots.
+#[derive(Debug, Default)]
+pub(crate) struct Exchanges {
+    endpoints: Vec<Vec<Exchange>>,
+}
+
+impl Exchanges {
+    /// A connection was made.
+    pub(crate) fn open(&mut self, slot: SlotId) {
+        let endpoint = slot.endpoint().index();
+        if self.endpoints.len() <= endpoint {
+            self.endpoints.resize_with(endpoint + 1, Vec::new);
+        }
+        let table = &mut self.endpoints[endpoint];
+        if table.len() <= slot.index() {
+            table.resize_with(slot.index() + 1, Exchange::default);
+        }
+        let exchange = &mut table[slot.index()];
+        debug_assert!(exchange.entries.is_empty());
+        exchange.entries.clear();
+        *exchange = Exchange {
+            generation: slot.generation(),
+            open: true,
+            entries: std::mem::take(&mut exchange.entries),
+            ..Exchange::default()
+        };
+    }
+
+    /// A connection is gone.
+    pub(crate) fn close(&mut self, slot: SlotId) {
+        if let Some(exchange) = self.get_mut(slot) {
+            exchange.open = false;
+            exchange.entries.clear();
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: SlotId) -> Option<&mut Exchange> {
+        let exchange = self.endpoints.get_mut(slot.endpoint().index())?.get_mut(slot.index())?;
+        (exchange.open && exchange.generation == slot.generation()).then_some(exchange)
+    }
+
+    /// Finds an id that no query on this connection has, and books it for `attempt`.
+    pub(crate) fn book(&mut self, slot: SlotId, attempt: u32, rng: &mut ChaCha8Rng) -> Option<u16> {
+        let exchange = self.get_mut(slot)?;
+        // A connection carries far fewer queries than there are ids; the engine's capacity sees to that.
+        loop {
+            let id = rng.next_u32() as u16;
+            if exchange.find(id).is_none() {
+                exchange.entries.push((id, attempt));
+                return Some(id);
+            }
+        }
+    }
+
+    /// Frees an id.
+    pub(crate) fn free(&mut self, slot: SlotId, id: u16) {
+        if let Some(exchange) = self.get_mut(slot)
+            && let Some(position) = exchange.entries.iter().position(|(other, _)| *other == id)
+        {
+            exchange.entries.swap_remove(position);
+        }
+    }
+
+    /// Takes any attempt that is out on a connection.
+    pub(crate) fn first(&self, slot: SlotId) -> Option<u32> {
+        let exchange = self.endpoints.get(slot.endpoint().index())?.get(slot.index())?;
+        if !exchange.open || exchange.generation != slot.generation() {
+            return None;
+        }
+        exchange.entries.first().map(|(_, attempt)| *attempt)
+    }
+}
