@@ -109,9 +109,12 @@ impl Free {
         }
     }
 
-    /// A slot with room left was just used: first in, first out means that it goes to the end of the line.
+    /// A slot with room left was just used: first in, first out means that it goes to the end of the line. A full one
+    /// that was just given more room is not in the line yet.
     fn rotate(&mut self, index: u32) {
-        if let Self::Line { list, lifo: false } = self {
+        if let Self::Line { list, lifo: false } = self
+            && list.contains(index)
+        {
             list.remove(index);
             list.push_back(index);
         }
@@ -597,7 +600,8 @@ impl Endpoint {
     /// Whether the newest ticket has no part in what the dials under way will bring.
     fn is_newest_unpromised(&self) -> bool {
         let pooled = self.counts[State::Connecting as usize] - self.temporary_connecting;
-        let promised = u64::from(pooled) * u64::from(self.capacity_guess) + u64::from(self.temporary_connecting);
+        let promised =
+            u64::from(pooled) * u64::from(self.capacity_guess) + u64::from(self.temporary_connecting);
         u64::from(self.tickets.len()) > promised
     }
 
@@ -1171,7 +1175,7 @@ impl Endpoint {
                 Ok(()) => self.dial(cx, false, Some((index, generation))),
                 // The pool is full, so its replacement needs its place. If all waited for `age_max`, all of a burst
                 // would go at once.
-                Err(Denied::Connections) if self.spare() > 1 => self.retire(cx, index, CloseReason::Age),
+                Err(Denied::Connections) if self.open > 1 => self.retire(cx, index, CloseReason::Age),
                 Err(_) => self.age_again(cx, index),
             }
         }
@@ -1295,10 +1299,9 @@ impl Endpoint {
             due = due.min(checks.next());
         }
         if !self.leaving && self.wants_slot() {
-            if let Some(until) = self.starved_until {
-                due = due.min(until);
-            }
-            for until in [self.backoff.until(), self.local_pause.until()] {
+            // Of these, what is over forbids nothing any more.
+            let starved = self.starved_until.unwrap_or(now);
+            for until in [starved, self.backoff.until(), self.local_pause.until()] {
                 if until > now {
                     due = due.min(until);
                 }

@@ -16,7 +16,11 @@ pub struct Coverage {
 impl Coverage {
     /// Counts one occurrence.
     pub(crate) fn note(&mut self, kind: &'static str, name: &'static str) {
-        *self.counts.entry((kind, name)).or_insert(0) += 1;
+        self.add(kind, name, 1);
+    }
+
+    pub(crate) fn add(&mut self, kind: &'static str, name: &'static str, n: u64) {
+        *self.counts.entry((kind, name)).or_insert(0) += n;
     }
 
     /// Adds another world's counts to these.

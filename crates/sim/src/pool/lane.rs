@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use forebay_core::{
-    Acquired, AcquireOutcome, BreakerState, Cause, CloseReason, Config, EndpointId, Engine, Health, HealthConfig,
-    Instant, Lease, Outcome, Overflow, Refusal, SlotId, Snapshot, State, TicketError, TicketId,
+    AcquireOutcome, Acquired, BreakerState, Cause, CloseReason, Config, EndpointId, Engine, Health,
+    HealthConfig, Instant, Lease, Outcome, Overflow, Refusal, SlotId, Snapshot, State, TicketError, TicketId,
 };
+
+use super::coverage::Coverage;
 
 /// What an invariant says when it does not hold.
 pub(crate) type Broken = (&'static str, String);
@@ -113,6 +115,8 @@ pub(crate) struct Lane {
     /// Counts the times that the breaker opened or closed, so that a late probe is known as such.
     pub(crate) epoch: u32,
     last_dial_failure: Option<Instant>,
+    /// The shortest `age_max` of any policy so far: a replacement may have been dialled under an older one.
+    age_least: Option<Duration>,
     /// The longest pause that any policy so far allowed.
     backoff_max: Duration,
     acquires: [u64; AcquireOutcome::ALL.len()],
@@ -138,6 +142,7 @@ impl Lane {
             probes_out: 0,
             epoch: 0,
             last_dial_failure: None,
+            age_least: config.age_max,
             backoff_max: config.backoff.max,
             acquires: [0; AcquireOutcome::ALL.len()],
             closes: [0; CloseReason::ALL.len()],
@@ -152,6 +157,7 @@ impl Lane {
             self.health = Health::Healthy;
         }
         self.config = config;
+        self.age_least = self.age_least.into_iter().chain(config.age_max).min();
         self.backoff_max = self.backoff_max.max(config.backoff.max);
     }
 
@@ -165,7 +171,12 @@ impl Lane {
     }
 
     /// The answer to an acquire.
-    pub(crate) fn acquired(&mut self, now: Instant, deadline: Instant, answer: &Acquired) -> Result<(), Broken> {
+    pub(crate) fn acquired(
+        &mut self,
+        now: Instant,
+        deadline: Instant,
+        answer: &Acquired,
+    ) -> Result<(), Broken> {
         match answer {
             Acquired::Lease(lease) => {
                 hold!(self.line.is_empty(), "no barging", "{} tickets wait, and {lease:?}", self.line.len());
@@ -233,16 +244,8 @@ impl Lane {
             "{lease:?} on {conn:?}, capacity {}",
             self.capacity(conn)
         );
-        hold!(
-            config.uses_max.is_none_or(|max| conn.uses < max),
-            "uses_max holds",
-            "{lease:?} on {conn:?}"
-        );
-        hold!(
-            lease.is_fresh() == (conn.uses == 0),
-            "fresh means never used",
-            "{lease:?} on {conn:?}"
-        );
+        hold!(config.uses_max.is_none_or(|max| conn.uses < max), "uses_max holds", "{lease:?} on {conn:?}");
+        hold!(lease.is_fresh() == (conn.uses == 0), "fresh means never used", "{lease:?} on {conn:?}");
         hold!(
             !lease.is_temporary() || conn.uses == 0,
             "a temporary connection serves once",
@@ -276,7 +279,12 @@ impl Lane {
     }
 
     /// A ticket got nothing.
-    pub(crate) fn failed(&mut self, now: Instant, ticket: TicketId, error: &TicketError) -> Result<(), Broken> {
+    pub(crate) fn failed(
+        &mut self,
+        now: Instant,
+        ticket: TicketId,
+        error: &TicketError,
+    ) -> Result<(), Broken> {
         let Some(place) = self.line.iter().position(|(id, _)| *id == ticket) else {
             return Err(("each ticket is answered once", format!("{ticket:?} does not wait, and {error:?}")));
         };
@@ -398,16 +406,13 @@ impl Lane {
         );
         let age = now.saturating_duration_since(conn.since);
         let fair = match reason {
-            CloseReason::Age => self.config.age_max.is_some_and(|max| age >= max * 8 / 10) || conn.uses > 0,
+            CloseReason::Age => self.age_least.is_some_and(|max| age >= max * 8 / 10),
             CloseReason::Uses => conn.uses > 0,
             CloseReason::Temporary => self.config.overflow == Overflow::Temporary || conn.uses <= 1,
             CloseReason::Drain => self.leaving,
             CloseReason::Goodbye | CloseReason::Broken | CloseReason::Abandoned => conn.doomed,
             CloseReason::Peer => false,
-            CloseReason::Idle
-            | CloseReason::IdleMax
-            | CloseReason::Surplus
-            | CloseReason::Reclaimed => true,
+            CloseReason::Idle | CloseReason::IdleMax | CloseReason::Surplus | CloseReason::Reclaimed => true,
         };
         hold!(fair, "a connection ends for a reason", "{slot:?}, {reason:?}: {conn:?}");
         conn.phase = Phase::Closing;
@@ -422,6 +427,13 @@ impl Lane {
 
     pub(crate) const fn count(&mut self, outcome: AcquireOutcome) {
         self.acquires[outcome as usize] += 1;
+    }
+
+    /// Adds how the acquires ended to what happened.
+    pub(crate) fn count_acquires(&self, coverage: &mut Coverage) {
+        for (outcome, n) in AcquireOutcome::ALL.iter().zip(self.acquires) {
+            coverage.add("acquire", outcome.as_str(), n);
+        }
     }
 
     fn may_pause(&self, now: Instant) -> bool {
@@ -514,6 +526,8 @@ impl Lane {
     }
 
     fn check_slots(&self, engine: &Engine, now: Instant, lazy: Duration) -> Result<(), Broken> {
+        // Else it is to be woken this moment, and says so.
+        let settled = engine.next_timeout().is_none_or(|due| due > now);
         let mut pooled_open = 0;
         let mut longest_idle: Option<Instant> = None;
         for (slot, conn) in &self.conns {
@@ -537,7 +551,7 @@ impl Lane {
             if matches!(state, State::Ready | State::Busy) {
                 let age = now.saturating_duration_since(conn.since);
                 hold!(
-                    self.config.age_max.is_none_or(|max| age <= max + lazy),
+                    !settled || conn.temporary || self.config.age_max.is_none_or(|max| age <= max + lazy),
                     "age_max holds",
                     "{slot:?} is {age:?} old: {conn:?}"
                 );
@@ -550,6 +564,7 @@ impl Lane {
         }
         if let (Some(since), Some(timeout)) = (longest_idle, self.config.idle_timeout)
             && pooled_open > self.config.connections_min
+            && settled
         {
             let idle = now.saturating_duration_since(since);
             hold!(idle <= timeout + lazy, "idle_timeout holds", "{idle:?} idle, at most {timeout:?}");
@@ -610,8 +625,7 @@ impl Lane {
             return;
         }
         self.disagreeing += 1;
-        let (needed, other) =
-            if good { (rise, Health::Healthy) } else { (fall, Health::Unhealthy) };
+        let (needed, other) = if good { (rise, Health::Healthy) } else { (fall, Health::Unhealthy) };
         if self.disagreeing >= needed {
             self.disagreeing = 0;
             self.health = other;

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_core::{
-    Acquired, Action, AcquireOutcome, Budget, Cause, Config, EndpointId, Engine, Event, Instant, Lease, Ledger,
-    Level, Outcome, Overflow, Permits, Removal, SlotId, TicketId,
+    AcquireOutcome, Acquired, Action, Budget, Cause, Config, EndpointId, Engine, Event, Instant, Lease,
+    Ledger, Level, Outcome, Overflow, Permits, Removal, SlotId, TicketId,
 };
 
 pub use coverage::Coverage;
@@ -256,7 +256,8 @@ impl World {
         for _ in 0..self.draw.number(1, 4) {
             self.add_endpoint()?;
         }
-        let life = self.draw.millis(300, 2_500);
+        let life =
+            if self.draw.chance(80) { self.draw.millis(300, 2_500) } else { self.draw.millis(2_500, 8_000) };
         let storm = life * 3 / 4;
         for stream in 0..self.draw.index(3) + 1 {
             let callers = Callers::new(&mut self.draw);
@@ -401,7 +402,9 @@ impl World {
         self.coverage.steps += 1;
         let id = self.lanes[lane].id;
         let answer = self.workers[worker].engine.acquire(now, id, deadline);
-        self.say(|| format!("w{worker} acquire {} by {}: {answer:?}", id.index(), deadline.as_nanos() / 1000));
+        self.say(|| {
+            format!("w{worker} acquire {} by {}: {answer:?}", id.index(), deadline.as_nanos() / 1000)
+        });
         if let Acquired::Refused(refusal) = &answer {
             self.coverage.note("refusal", coverage::of_refusal(refusal));
         }
@@ -438,7 +441,8 @@ impl World {
         self.coverage.steps += 1;
         let lease = self.workers[worker].engine.try_acquire(now, id);
         self.say(|| format!("w{worker} try_acquire {}: {lease:?}", id.index()));
-        self.coverage.note("world", if lease.is_some() { "try_acquire_served" } else { "try_acquire_refused" });
+        self.coverage
+            .note("world", if lease.is_some() { "try_acquire_served" } else { "try_acquire_refused" });
         if let Some(lease) = lease {
             let lane_ref = &mut self.lanes[lane];
             hold!(lane_ref.line.is_empty(), "no barging", "{} wait", lane_ref.line.len());
@@ -784,10 +788,8 @@ impl World {
     fn remove_endpoint(&mut self) -> Result<(), Broken> {
         let site = self.draw.index(self.sites.len());
         let removal = if self.draw.chance(50) { Removal::Drain } else { Removal::Close };
-        self.coverage.note(
-            "world",
-            if removal == Removal::Drain { "endpoint_drained" } else { "endpoint_closed" },
-        );
+        self.coverage
+            .note("world", if removal == Removal::Drain { "endpoint_drained" } else { "endpoint_closed" });
         self.sites[site].leaving = true;
         for lane in self.sites[site].lanes.clone() {
             let (worker, id) = (self.lanes[lane].worker, self.lanes[lane].id);
@@ -824,7 +826,10 @@ impl World {
         for worker in 0..self.workers.len() {
             self.coverage.steps += 1;
             self.say(|| format!("w{worker} close_all"));
-            self.lanes.iter_mut().filter(|lane| lane.worker == worker).for_each(|lane| lane.closed_all = true);
+            self.lanes
+                .iter_mut()
+                .filter(|lane| lane.worker == worker)
+                .for_each(|lane| lane.closed_all = true);
             self.workers[worker].engine.close_all(self.now);
             self.settle(worker, None, News::Nothing)?;
         }
@@ -845,11 +850,7 @@ impl World {
             self.coverage.note("event", coverage::of_event(&event));
             self.say(|| format!("   w{worker} {event:?}"));
             if let Event::LocalExhaustion { cause, .. } = event {
-                hold!(
-                    cause.blame() == forebay_core::Blame::Local,
-                    "local exhaustion is local",
-                    "{cause:?}"
-                );
+                hold!(cause.blame() == forebay_core::Blame::Local, "local exhaustion is local", "{cause:?}");
             }
         }
         let engine = &self.workers[worker].engine;
@@ -1009,7 +1010,10 @@ impl World {
         Ok(())
     }
 
-    fn check_end(&self) -> Result<(), Broken> {
+    fn check_end(&mut self) -> Result<(), Broken> {
+        for lane in &self.lanes {
+            lane.count_acquires(&mut self.coverage);
+        }
         for (i, worker) in self.workers.iter().enumerate() {
             hold!(worker.engine.is_empty(), "after drain nothing is left", "worker {i}");
             let left: Vec<_> = worker.engine.endpoint_ids().collect();
@@ -1028,7 +1032,8 @@ impl World {
     /// Wakes the engine when it asks to be woken, or a little later.
     fn set_timer(&mut self, worker: usize) {
         let Some(due) = self.workers[worker].engine.next_timeout() else { return };
-        let late = if self.lazy.is_zero() { self.lazy } else { self.draw.micros(0, self.lazy.as_micros() as u64) };
+        let late =
+            if self.lazy.is_zero() { self.lazy } else { self.draw.micros(0, self.lazy.as_micros() as u64) };
         let at = due.max(self.now) + late;
         // A timer that is set already stays if it is in time for this.
         if self.workers[worker].timer.is_none_or(|set| due + late < set && at < set) {
