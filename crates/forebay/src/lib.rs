@@ -2,3 +2,4 @@
 
 pub mod blame;
 pub mod sys;
+pub mod units;

@@ -96,7 +96,12 @@ impl ForwarderConfig {
         }
     }
 
-    pub(super) fn validate(&self) -> Result<(), ForwarderConfigError> {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    ///
+    /// The first one that cannot be.
+    pub fn validate(&self) -> Result<(), ForwarderConfigError> {
         let wrong =
             |field, value: String, allowed| Err(ForwarderConfigError::Field { field, value, allowed });
         if self.upstreams.is_empty() {

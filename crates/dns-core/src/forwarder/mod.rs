@@ -26,8 +26,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use forebay_core::{
-    Acquired, Action, Balance, Blame, Cause, EndpointId, Engine, Event, Instant, Lease, Outcome, Rng, SlotId,
-    Snapshot, TicketId,
+    Acquired, Action, Balance, Blame, Cause, EndpointId, Engine, Event, Histogram, Instant, Lease, Outcome,
+    Rng, SlotId, Snapshot, TicketId,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -53,6 +53,15 @@ pub trait Outbox {
     fn transmit(&mut self, slot: SlotId, write: impl FnOnce(&mut Vec<u8>));
 }
 
+/// What became of a client's message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// There will be one reply: it is written already, or a later call writes it.
+    Taken,
+    /// It was no query: there will be no reply.
+    Ignored,
+}
+
 /// A connection to make or to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkAction {
@@ -74,49 +83,69 @@ pub enum LinkAction {
     },
 }
 
-/// Figures of one worker since it began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ForwarderCounters {
+macro_rules! counters {
+    ($($(#[doc = $help:literal])* $field:ident,)*) => {
+        /// Figures of one worker since it began. Declared once: metrics and documents are made of [`Self::fields`].
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct ForwarderCounters {
+            $($(#[doc = $help])* pub $field: u64,)*
+        }
+
+        impl ForwarderCounters {
+            /// Iterates over name, meaning and value of every counter.
+            pub fn fields(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($field), concat!($($help),*), self.$field),)*].into_iter()
+            }
+
+            /// Adds another worker's figures to these.
+            pub const fn merge(&mut self, other: &Self) {
+                $(self.$field += other.$field;)*
+            }
+        }
+    };
+}
+
+counters! {
     /// Queries that could be read.
-    pub queries: u64,
+    queries,
     /// Messages that were answered with an error because they could not be served (FORMERR, NOTIMP, REFUSED…).
-    pub faulty: u64,
+    faulty,
     /// Messages dropped in silence: no queries at all.
-    pub ignored: u64,
+    ignored,
     /// Queries answered from the cache.
-    pub hits: u64,
+    hits,
     /// Queries that joined a question already in flight.
-    pub coalesced: u64,
+    coalesced,
     /// Questions that went upstream.
-    pub misses: u64,
+    misses,
     /// Queries sent upstream, retries and replays included.
-    pub transmits: u64,
+    transmits,
     /// Attempts after the first for a question.
-    pub retries: u64,
+    retries,
     /// Attempts begun anew because a used connection turned out dead.
-    pub replays: u64,
+    replays,
     /// Truncated answers retried over a stream.
-    pub truncated: u64,
+    truncated,
     /// Answers taken.
-    pub answers: u64,
+    answers,
     /// Answers that fitted no query of their connection: late, forged or garbled.
-    pub unexpected: u64,
+    unexpected,
     /// Connections given up because of too many such answers.
-    pub rotated: u64,
+    rotated,
     /// Answers that could not be read.
-    pub malformed: u64,
+    malformed,
     /// Replies sent.
-    pub replies: u64,
+    replies,
     /// Replies that did not fit the client's UDP size.
-    pub replies_truncated: u64,
+    replies_truncated,
     /// Replies SERVFAIL because every attempt had timed out.
-    pub failed_timeout: u64,
+    failed_timeout,
     /// Replies SERVFAIL because of upstreams: refused, reset, malformed.
-    pub failed_upstream: u64,
+    failed_upstream,
     /// Replies SERVFAIL because this machine ran out of something.
-    pub failed_local: u64,
+    failed_local,
     /// Replies SERVFAIL because too many clients waited.
-    pub failed_overload: u64,
+    failed_overload,
 }
 
 /// The decisions of one worker.
@@ -147,6 +176,8 @@ pub struct Forwarder {
     tickets: Vec<Vec<u32>>,
     links: VecDeque<LinkAction>,
     counters: ForwarderCounters,
+    /// How long questions that went upstream took, in nanoseconds.
+    latency: Histogram,
     draining: bool,
 }
 
@@ -202,6 +233,7 @@ impl Forwarder {
             timers: Wheel::new(now),
             links: VecDeque::new(),
             counters: ForwarderCounters::default(),
+            latency: Histogram::default(),
             draining: false,
         };
         forwarder.process(now, &mut NoMail);
@@ -209,17 +241,23 @@ impl Forwarder {
     }
 
     /// A client's message came. The reply is written now, or when the answer comes, or never if it was no query.
-    pub fn handle_query(&mut self, now: Instant, client: Client, bytes: &[u8], out: &mut impl Outbox) {
+    pub fn handle_query(
+        &mut self,
+        now: Instant,
+        client: Client,
+        bytes: &[u8],
+        out: &mut impl Outbox,
+    ) -> Handled {
         let query = match scan_query(bytes) {
             Ok(query) => query,
             Err(QueryFault::Ignore(_)) => {
                 self.counters.ignored += 1;
-                return;
+                return Handled::Ignored;
             }
             Err(QueryFault::Answer(fault)) => {
                 self.counters.faulty += 1;
                 self.reply_error(&client, &fault.asked, fault.rcode, None, out);
-                return;
+                return Handled::Taken;
             }
         };
         self.counters.queries += 1;
@@ -231,9 +269,10 @@ impl Forwarder {
             out.reply(&client, |buffer| {
                 count_reply(counters, write_stored(buffer, &hit.stored, &query.asked, hit.age_secs, &terms));
             });
-            return;
+            return Handled::Taken;
         }
         self.miss(now, client, &query, out);
+        Handled::Taken
     }
 
     /// A message came on an upstream connection.
@@ -363,6 +402,11 @@ impl Forwarder {
     /// Returns the figures.
     pub const fn counters(&self) -> &ForwarderCounters {
         &self.counters
+    }
+
+    /// Returns how long questions that went upstream took until their answer, in nanoseconds.
+    pub const fn latency(&self) -> &Histogram {
+        &self.latency
     }
 
     /// Returns the cache's figures.
@@ -624,7 +668,11 @@ impl Forwarder {
     }
 
     fn finish(&mut self, now: Instant, flight: u32, answer: &Answer<'_>, out: &mut impl Outbox) {
-        let _ = self.cache.insert(&self.flights.flight(flight).key, answer, now);
+        let this = self.flights.flight(flight);
+        let began = this.deadline - self.query_timeout;
+        self.latency.record_duration(now.saturating_duration_since(began));
+        // What is not kept is of no interest here: the reply goes out all the same.
+        let _ = self.cache.insert(&this.key, answer, now);
         let (udp_size, counters) = (self.udp_size, &mut self.counters);
         while let Some(waiter) = self.flights.pop_waiter(flight) {
             let asked = waiter.asked();
