@@ -1,0 +1,4 @@
+//! The pool against connectors made for the purpose: what is promised, one sentence a test.
+
+mod basics;
+mod fake;
