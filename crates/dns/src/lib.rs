@@ -1,1 +1,259 @@
-//! Placeholder page, replaced in the next commit.
+//! A caching DNS forwarder: settings in, [`start`] out.
+//!
+//! Each worker is one thread with one single-threaded runtime, its own listeners (`SO_REUSEPORT`), its own sockets to
+//! the upstreams and its own [`Forwarder`](forebay_dns_core::forwarder::Forwarder), which decides everything. What the
+//! workers share is counted permission ([`Ledger`]): limits hold over all of them.
+//!
+//! ```text
+//! recvmmsg ─▶ handle_query ─▶ SendBatch ─▶ sendmmsg           one batch, run to completion
+//!                 │ miss
+//!                 └─▶ upstream sockets ─▶ handle_answer ─▶ SendBatch ─▶ sendmmsg
+//! ```
+
+mod bind;
+mod client;
+mod link;
+mod mail;
+mod settings;
+mod stats;
+mod worker;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay::sys;
+use forebay_core::{Budget, Instant, Ledger, Permits};
+use forebay_dns_core::wire::HashSeed;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::settings::{
+    ClientSettings, DnsConfig, PoolMode, Settings, SettingsError, StrategyName, StreamSettings, Transport,
+    UdpSettings, UpstreamAddress, parse_address,
+};
+pub use self::stats::{CacheStats, LatencyStats, PoolStats, Stats};
+use self::worker::{Command, WorkerSeed};
+
+/// Descriptors that the pools leave to listeners, clients, logs and whatever else the process does.
+const DESCRIPTORS_RESERVED: u64 = 512;
+
+/// A running DNS server. Dropping it ends it at once, without draining.
+#[derive(Debug)]
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    workers: Vec<Worker>,
+    handle: Handle,
+}
+
+#[derive(Debug)]
+struct Worker {
+    commands: mpsc::UnboundedSender<Command>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Asks a running server for its figures.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    workers: Vec<mpsc::UnboundedSender<Command>>,
+    config: Arc<DnsConfig>,
+    started: Instant,
+}
+
+/// Starts a server: binds, starts the workers, and returns.
+///
+/// # Errors
+///
+/// [`StartError`]: an address cannot be bound, or the machine gives no thread or no randomness.
+pub fn start(config: DnsConfig) -> Result<Server, StartError> {
+    let config = Arc::new(config);
+    let listeners = bind::bind_all(&config.listen, config.workers)?;
+    let addresses = listeners.addresses;
+    let seed = WorkerSeed {
+        config: Arc::clone(&config),
+        hash_seed: HashSeed::from_bytes(random()?),
+        permits: permits(&config),
+        clients: Arc::new(Ledger::limit(config.clients.connections_max)),
+    };
+    let mut workers = Vec::new();
+    for (index, sockets) in listeners.workers.into_iter().enumerate() {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (seed, random_seed) = (seed.clone(), random()?);
+        let (ready, started) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("dns-{index}"))
+            .spawn(move || worker::run(seed, random_seed, sockets, inbox, &ready))
+            .map_err(|error| StartError::Thread { error })?;
+        started
+            .recv()
+            .map_err(|_| StartError::Thread { error: io::Error::other("the worker ended while starting") })?
+            .map_err(|error| StartError::Thread { error })?;
+        workers.push(Worker { commands, thread: Some(thread) });
+    }
+    let handle = Handle {
+        workers: workers.iter().map(|worker| worker.commands.clone()).collect(),
+        config,
+        started: sys::now(),
+    };
+    Ok(Server { addresses, workers, handle })
+}
+
+impl Server {
+    /// Returns the addresses that it listens on, UDP and TCP both; where port 0 was asked for, the one that was given.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Returns a handle that can ask for figures from anywhere.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Takes no more queries, answers those in flight, then ends; after `limit` it ends all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, the server ends at once.
+    pub async fn drain(mut self, limit: Duration) {
+        let mut done = Vec::new();
+        for worker in &self.workers {
+            let (ended, end) = oneshot::channel();
+            // A worker that has ended needs no draining.
+            let _ = worker.commands.send(Command::Drain { limit, ended });
+            done.push(end);
+        }
+        for end in done {
+            let _ = end.await;
+        }
+        self.join();
+    }
+
+    fn join(&mut self) {
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take()
+                && thread.join().is_err()
+            {
+                tracing::error!("a DNS worker had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            let (ended, _) = oneshot::channel();
+            let _ = worker.commands.send(Command::Drain { limit: Duration::ZERO, ended });
+        }
+        self.join();
+    }
+}
+
+impl Handle {
+    /// Collects the figures of all workers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, nothing is lost.
+    pub async fn stats(&self) -> Stats {
+        let mut replies = Vec::new();
+        for worker in &self.workers {
+            let (reply, answer) = oneshot::channel();
+            if worker.send(Command::Stats { reply }).is_ok() {
+                replies.push(answer);
+            }
+        }
+        let mut stats = Stats::new(&self.config, sys::now().saturating_duration_since(self.started));
+        for reply in replies {
+            if let Ok(worker) = reply.await {
+                stats.add(&worker);
+            }
+        }
+        stats
+    }
+
+    /// Forgets every cached answer.
+    pub fn clear_cache(&self) {
+        for worker in &self.workers {
+            // A worker that has ended has no cache.
+            let _ = worker.send(Command::ClearCache);
+        }
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// An address cannot be bound.
+    Bind {
+        /// Which one.
+        address: SocketAddr,
+        /// `UDP` or `TCP`.
+        protocol: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// A worker could not be started.
+    Thread {
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The system gave no random bytes, without which message ids could be guessed.
+    Random,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { address, protocol, error } => {
+                let remedy = match error.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        "another server listens there: stop it or choose another address"
+                    }
+                    io::ErrorKind::PermissionDenied => {
+                        "ports below 1024 need root or CAP_NET_BIND_SERVICE: use one, or choose another port"
+                    }
+                    io::ErrorKind::AddrNotAvailable => "that address is not one of this machine",
+                    _ => "choose another address",
+                };
+                write!(f, "cannot listen on {address} ({protocol}): {error}; {remedy}")
+            }
+            Self::Thread { error } => write!(f, "cannot start a worker: {error}"),
+            Self::Random => f.write_str("the system gives no random bytes"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Bind { error, .. } | Self::Thread { error } => Some(error),
+            Self::Random => None,
+        }
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], StartError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|_| StartError::Random)?;
+    Ok(bytes)
+}
+
+/// Permits for each upstream, shared by the workers: datagram and stream connections.
+fn permits(config: &DnsConfig) -> Vec<(Permits, Permits)> {
+    let descriptors = sys::process::descriptor_limit().map_or(1024, |limit| limit.soft);
+    let descriptors =
+        u32::try_from(descriptors.saturating_sub(DESCRIPTORS_RESERVED)).unwrap_or(u32::MAX).max(64);
+    let descriptors = Arc::new(Ledger::resource(descriptors));
+    let ports = sys::process::local_port_range().map_or(28_000, |range| range.usable());
+    let permits = |connections_max| Permits {
+        budget: Budget {
+            descriptors: Some(Arc::clone(&descriptors)),
+            ports: Some(Arc::new(Ledger::resource(ports))),
+        },
+        ..Permits::alone(connections_max, 0)
+    };
+    let both = |_| (permits(config.udp.connections_max), permits(config.stream.connections_max));
+    config.upstreams.iter().map(both).collect()
+}

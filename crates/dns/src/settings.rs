@@ -207,8 +207,9 @@ impl FromStr for UpstreamAddress {
             Some(("tcp", rest)) => (Transport::Tcp, rest),
             Some((scheme, _)) => return Err(format!("unknown scheme `{scheme}://`: use udp:// or tcp://")),
         };
-        let address = parse_address(rest, 53)
-            .ok_or_else(|| format!("`{rest}` is not an address like 192.0.2.1, 192.0.2.1:53 or [2001:db8::1]:53"))?;
+        let address = parse_address(rest, 53).ok_or_else(|| {
+            format!("`{rest}` is not an address like 192.0.2.1, 192.0.2.1:53 or [2001:db8::1]:53")
+        })?;
         if address.port() == 0 {
             return Err("port 0 cannot be an upstream's".to_owned());
         }
@@ -302,7 +303,10 @@ impl DnsConfig {
         let mut listen: Vec<SocketAddr> = Vec::new();
         for text in &settings.listen {
             let Some(address) = parse_address(text, 53) else {
-                return wrong("listen", format!("`{text}` is not an address like 127.0.0.1:5300, [::1]:5300 or :53"));
+                return wrong(
+                    "listen",
+                    format!("`{text}` is not an address like 127.0.0.1:5300, [::1]:5300 or :53"),
+                );
             };
             if address.port() != 0 && listen.contains(&address) {
                 return wrong("listen", format!("{address} is listed twice"));
@@ -310,18 +314,27 @@ impl DnsConfig {
             listen.push(address);
         }
         if listen.is_empty() {
-            return wrong("listen", "is empty: name at least one address, like \"127.0.0.1:5300\"".to_owned());
+            return wrong(
+                "listen",
+                "is empty: name at least one address, like \"127.0.0.1:5300\"".to_owned(),
+            );
         }
         let upstreams = upstreams(settings, system, &listen)?;
         if settings.workers > WORKERS_MAX {
-            return wrong("workers", format!("{} is too many: 0 (one per core) to {WORKERS_MAX}", settings.workers));
+            return wrong(
+                "workers",
+                format!("{} is too many: 0 (one per core) to {WORKERS_MAX}", settings.workers),
+            );
         }
         let workers = if settings.workers == 0 { cores.clamp(1, WORKERS_MAX) } else { settings.workers };
         let cache_bytes = usize::try_from(settings.cache_size.bytes).unwrap_or(usize::MAX) / workers;
         if settings.cache_size.bytes != 0 && cache_bytes < MessageCache::BYTES_MIN {
             return wrong(
                 "cache_size",
-                format!("{} is too small for {workers} workers: 16KiB for each, or 0 for no cache", settings.cache_size),
+                format!(
+                    "{} is too small for {workers} workers: 16KiB for each, or 0 for no cache",
+                    settings.cache_size
+                ),
             );
         }
         let cache_policy = CachePolicy {
@@ -368,7 +381,8 @@ impl DnsConfig {
             }
             let all = u64::from(min) * self.workers as u64;
             if settings.pool == PoolMode::On && all > u64::from(pool.connections_max) {
-                let problem = format!("{min} for each of {} workers is more than connections_max", self.workers);
+                let problem =
+                    format!("{min} for each of {} workers is more than connections_max", self.workers);
                 return Err(SettingsError { key: format!("{table}.connections_min"), problem });
             }
         }
@@ -377,7 +391,10 @@ impl DnsConfig {
             ("clients.queries_max", self.clients.queries_max),
         ] {
             if value == 0 {
-                return Err(SettingsError { key: key.to_owned(), problem: "is 0; it must be at least 1".to_owned() });
+                return Err(SettingsError {
+                    key: key.to_owned(),
+                    problem: "is 0; it must be at least 1".to_owned(),
+                });
             }
         }
         if self.clients.idle_timeout.0 < Duration::from_millis(100) {
@@ -387,9 +404,10 @@ impl DnsConfig {
         crate::worker::probe_config(self).map_err(|error| {
             use forebay_dns_core::forwarder::ForwarderConfigError::Field;
             match error {
-                Field { field, value, allowed } => {
-                    SettingsError { key: field.to_owned(), problem: format!("is {value}; it must be {allowed}") }
-                }
+                Field { field, value, allowed } => SettingsError {
+                    key: field.to_owned(),
+                    problem: format!("is {value}; it must be {allowed}"),
+                },
                 other => SettingsError { key: "dns".to_owned(), problem: other.to_string() },
             }
         })
@@ -407,16 +425,19 @@ fn upstreams(
     let wrong = |problem: String| SettingsError { key: "upstreams".to_owned(), problem };
     let mut found = Vec::new();
     if settings.upstreams.is_empty() {
-        let own = system.iter().map(|ip| SocketAddr::new(*ip, 53)).filter(|address| !listen.contains(address));
+        let own =
+            system.iter().map(|ip| SocketAddr::new(*ip, 53)).filter(|address| !listen.contains(address));
         found.extend(own.map(|address| UpstreamAddress { transport: Transport::Udp, address }));
         if found.is_empty() {
             return Err(wrong(
-                "none named, and this machine's resolv.conf names none: give one, like udp://192.0.2.53".to_owned(),
+                "none named, and this machine's resolv.conf names none: give one, like udp://192.0.2.53"
+                    .to_owned(),
             ));
         }
     }
     for text in &settings.upstreams {
-        let upstream: UpstreamAddress = text.parse().map_err(|problem| wrong(format!("`{text}`: {problem}")))?;
+        let upstream: UpstreamAddress =
+            text.parse().map_err(|problem| wrong(format!("`{text}`: {problem}")))?;
         if listen.iter().any(|address| is_same_socket(*address, upstream.address)) {
             return Err(wrong(format!("`{text}` is this server itself: queries would go round for ever")));
         }
@@ -436,11 +457,8 @@ fn is_same_socket(listen: SocketAddr, upstream: SocketAddr) -> bool {
 
 /// A breaker for DNS: names whose own servers are dead time out at a healthy upstream too, so that it takes many
 /// failures in a row, and a short pause, to say something of the upstream.
-const BREAKER: BreakerConfig = BreakerConfig {
-    failures: 32,
-    open_base: Duration::from_millis(200),
-    open_max: Duration::from_secs(2),
-};
+const BREAKER: BreakerConfig =
+    BreakerConfig { failures: 32, open_base: Duration::from_millis(200), open_max: Duration::from_secs(2) };
 
 fn udp_pool(settings: &Settings) -> Config {
     let udp = &settings.udp;

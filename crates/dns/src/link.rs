@@ -1,0 +1,187 @@
+//! Connections to upstreams: dialled when the forwarder says so, read until they end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use forebay::blame::cause_of;
+use forebay::sys::{self, TcpOptions, UdpOptions};
+use forebay_core::{Cause, Instant, SlotId};
+use forebay_dns_core::forwarder::Carrier;
+use tokio::io::Interest;
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::Notify;
+
+use crate::client::Frames;
+use crate::mail::{LinkIo, LinkOut, StreamOut};
+use crate::worker::{Shell, State};
+
+/// Receive buffer of an upstream socket, in bytes: answers to all the queries that fit on one.
+const UDP_BUFFER_BYTES: usize = 1 << 20;
+
+/// Tells the shell, when a connection's task is gone and its socket with it, that it is closed.
+struct Ended {
+    shell: Weak<Shell>,
+    slot: SlotId,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(shell) = self.shell.upgrade() {
+            shell.link_ended(self.slot);
+        }
+    }
+}
+
+/// Makes a connection: a datagram socket at once, a stream in a task of its own.
+pub(crate) fn dial(
+    shell: &Rc<Shell>,
+    state: &mut State,
+    now: Instant,
+    slot: SlotId,
+    upstream: u16,
+    carrier: Carrier,
+    timeout: Duration,
+) {
+    let remote = shell.config.upstreams()[usize::from(upstream)].address;
+    let ended = Ended { shell: Rc::downgrade(shell), slot };
+    match carrier {
+        Carrier::Datagram => {
+            let result = open_datagram(remote).map(|socket| {
+                let reader = read_datagrams(ended, Rc::clone(shell), slot, Rc::clone(&socket));
+                let task = tokio::task::spawn_local(reader).abort_handle();
+                state.mail.links.insert(slot, task, LinkIo::Datagram(socket));
+            });
+            let result = result.map_err(|error| cause_of(&error));
+            state.forwarder.handle_dialed(now, slot, result, &mut state.mail);
+        }
+        Carrier::Stream => {
+            let task = tokio::task::spawn_local(run_stream(ended, Rc::clone(shell), slot, remote, timeout));
+            state.mail.links.insert(slot, task.abort_handle(), LinkIo::Dialing);
+        }
+    }
+}
+
+fn open_datagram(remote: SocketAddr) -> io::Result<Rc<UdpSocket>> {
+    let options = UdpOptions { recv_buffer_bytes: Some(UDP_BUFFER_BYTES), ..UdpOptions::default() };
+    let socket = sys::udp_connected(remote, None, &options)?;
+    Ok(Rc::new(UdpSocket::from_std(socket)?))
+}
+
+async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: Rc<UdpSocket>) {
+    loop {
+        let ready = socket.readable().await;
+        let Some(mut batch) = shell.state.borrow_mut().batch.take() else { continue };
+        let mut failure = ready.err();
+        while failure.is_none() {
+            match socket.try_io(Interest::READABLE, || batch.recv(socket.as_fd())) {
+                Ok(count) => {
+                    let now = sys::now();
+                    let State { forwarder, mail, .. } = &mut *shell.state.borrow_mut();
+                    for (bytes, _) in batch.payloads() {
+                        forwarder.handle_answer(now, slot, bytes, mail);
+                    }
+                    if count < batch.capacity() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => failure = Some(error),
+            }
+        }
+        shell.state.borrow_mut().batch = Some(batch);
+        if let Some(error) = failure {
+            shell.state.borrow_mut().mail.broken.push((slot, cause_of(&error)));
+            shell.settle();
+            return;
+        }
+        shell.settle();
+    }
+}
+
+async fn run_stream(_ended: Ended, shell: Rc<Shell>, slot: SlotId, remote: SocketAddr, timeout: Duration) {
+    let dialed = match tokio::time::timeout(timeout, connect(remote)).await {
+        Ok(Ok(stream)) => Ok(Rc::new(stream)),
+        Ok(Err(error)) => Err(cause_of(&error)),
+        Err(_) => Err(Cause::Timeout),
+    };
+    let wake = Rc::new(Notify::new());
+    {
+        let State { forwarder, mail, .. } = &mut *shell.state.borrow_mut();
+        match (&dialed, mail.links.get_mut(slot)) {
+            (Ok(stream), Some(link)) => {
+                link.io = LinkIo::Stream(StreamOut::new(Rc::clone(stream), Rc::clone(&wake)));
+            }
+            (Err(_), _) => drop(mail.links.remove(slot)),
+            (Ok(_), None) => {}
+        }
+        forwarder.handle_dialed(sys::now(), slot, dialed.as_ref().map(drop).map_err(|cause| *cause), mail);
+    }
+    shell.settle();
+    let Ok(stream) = dialed else { return };
+    let cause = carry(&shell, slot, &stream, &wake).await;
+    {
+        let State { forwarder, mail, .. } = &mut *shell.state.borrow_mut();
+        if mail.links.remove(slot).is_some() {
+            forwarder.handle_closed(sys::now(), slot, cause, mail);
+        }
+    }
+    shell.settle();
+}
+
+async fn connect(remote: SocketAddr) -> io::Result<TcpStream> {
+    let socket = sys::tcp_socket(remote, None, &TcpOptions::default())?;
+    TcpSocket::from_std_stream(socket).connect(remote).await
+}
+
+/// Reads answers, and writes what could not be written at once, until the connection ends. Returns why; `None` when
+/// the upstream closed it.
+async fn carry(shell: &Rc<Shell>, slot: SlotId, stream: &TcpStream, wake: &Notify) -> Option<Cause> {
+    let mut frames = Frames::new();
+    loop {
+        let interest = if backlog(shell, slot) > 0 {
+            Interest::READABLE | Interest::WRITABLE
+        } else {
+            Interest::READABLE
+        };
+        let ready = tokio::select! {
+            ready = stream.ready(interest) => ready,
+            () = wake.notified() => continue,
+        };
+        match ready {
+            Ok(ready) if ready.is_writable() => {
+                let mut state = shell.state.borrow_mut();
+                if let Some(LinkOut { io: LinkIo::Stream(out), .. }) = state.mail.links.get_mut(slot)
+                    && let Err(error) = out.flush()
+                {
+                    return Some(cause_of(&error));
+                }
+            }
+            Ok(_) => {}
+            Err(error) => return Some(cause_of(&error)),
+        }
+        match frames.read(stream) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Some(cause_of(&error)),
+        }
+        {
+            let State { forwarder, mail, .. } = &mut *shell.state.borrow_mut();
+            let now = sys::now();
+            while let Some(message) = frames.next() {
+                forwarder.handle_answer(now, slot, message, mail);
+            }
+        }
+        shell.settle();
+    }
+}
+
+fn backlog(shell: &Shell, slot: SlotId) -> usize {
+    match shell.state.borrow_mut().mail.links.get_mut(slot) {
+        Some(LinkOut { io: LinkIo::Stream(out), .. }) => out.backlog(),
+        _ => 0,
+    }
+}

@@ -1,0 +1,254 @@
+//! What goes out: replies to clients and queries to upstreams, written straight into the buffers that the kernel reads.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+use forebay::blame::cause_of;
+use forebay::sys::SendBatch;
+use forebay::sys::udp::MESSAGES_MAX;
+use forebay_core::{Cause, SlotId};
+use forebay_dns_core::forwarder::{Client, Outbox};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+/// Room of a batch of replies, in bytes: 64 usual ones. It grows once if they are large.
+const BATCH_BYTES: usize = 64 * 512;
+
+/// Bytes that wait to be written on one stream before nothing more is read from it.
+pub(crate) const STREAM_BACKLOG_BYTES: usize = 64 << 10;
+
+/// A UDP listener's way out.
+pub(crate) struct UdpOut {
+    pub(crate) socket: Rc<UdpSocket>,
+    pub(crate) batch: SendBatch,
+    /// Woken when the kernel had no room: its owner waits until there is.
+    pub(crate) stuck: Rc<Notify>,
+}
+
+/// A stream's way out: what the socket has not taken yet.
+pub(crate) struct StreamOut {
+    pub(crate) stream: Rc<TcpStream>,
+    buffer: Vec<u8>,
+    written: usize,
+    dirty: bool,
+    /// Wakes the task that owns the stream.
+    pub(crate) wake: Rc<Notify>,
+}
+
+impl StreamOut {
+    pub(crate) fn new(stream: Rc<TcpStream>, wake: Rc<Notify>) -> Self {
+        Self { stream, buffer: Vec::new(), written: 0, dirty: false, wake }
+    }
+
+    /// Bytes that wait.
+    pub(crate) const fn backlog(&self) -> usize {
+        self.buffer.len() - self.written
+    }
+
+    /// Adds a message with its length before it, as one piece (RFC 7766 §8).
+    fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.buffer.len();
+        self.buffer.extend_from_slice(&[0; 2]);
+        write(&mut self.buffer);
+        let length = self.buffer.len() - start - 2;
+        match u16::try_from(length) {
+            Ok(length) if length > 0 => self.buffer[start..start + 2].copy_from_slice(&length.to_be_bytes()),
+            _ => self.buffer.truncate(start),
+        }
+    }
+
+    /// Writes what the socket takes now.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        while self.written < self.buffer.len() {
+            match self.stream.try_write(&self.buffer[self.written..]) {
+                Ok(n) => self.written += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        self.buffer.clear();
+        self.written = 0;
+        Ok(())
+    }
+}
+
+/// A client's connection.
+pub(crate) struct ClientOut {
+    pub(crate) out: StreamOut,
+    /// Queries that have not been answered.
+    pub(crate) in_flight: u32,
+    /// Whether its task reads nothing until a reply is out.
+    pub(crate) paused: bool,
+}
+
+/// A connection to an upstream.
+pub(crate) struct LinkOut {
+    generation: u32,
+    pub(crate) task: AbortHandle,
+    pub(crate) io: LinkIo,
+}
+
+pub(crate) enum LinkIo {
+    /// Being dialled.
+    Dialing,
+    Datagram(Rc<UdpSocket>),
+    Stream(StreamOut),
+}
+
+/// Connections to upstreams, by the engine's slots.
+#[derive(Default)]
+pub(crate) struct Links {
+    endpoints: Vec<Vec<Option<LinkOut>>>,
+}
+
+impl Links {
+    pub(crate) fn insert(&mut self, slot: SlotId, task: AbortHandle, io: LinkIo) {
+        let endpoint = slot.endpoint().index();
+        if self.endpoints.len() <= endpoint {
+            self.endpoints.resize_with(endpoint + 1, Vec::new);
+        }
+        let table = &mut self.endpoints[endpoint];
+        if table.len() <= slot.index() {
+            table.resize_with(slot.index() + 1, || None);
+        }
+        table[slot.index()] = Some(LinkOut { generation: slot.generation(), task, io });
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: SlotId) -> Option<&mut LinkOut> {
+        let link = self.endpoints.get_mut(slot.endpoint().index())?.get_mut(slot.index())?.as_mut()?;
+        (link.generation == slot.generation()).then_some(link)
+    }
+
+    pub(crate) fn remove(&mut self, slot: SlotId) -> Option<LinkOut> {
+        let place = self.endpoints.get_mut(slot.endpoint().index())?.get_mut(slot.index())?;
+        place.take_if(|link| link.generation == slot.generation())
+    }
+}
+
+/// Everything that goes out of one worker.
+pub(crate) struct Mail {
+    pub(crate) udp: Vec<UdpOut>,
+    pub(crate) clients: HashMap<u64, ClientOut>,
+    pub(crate) links: Links,
+    /// Connections found broken while writing; told to the forwarder when it is not in the middle of something.
+    pub(crate) broken: Vec<(SlotId, Cause)>,
+    dirty_clients: Vec<u64>,
+    dirty_links: Vec<SlotId>,
+    scratch: Vec<u8>,
+    /// Datagrams that the kernel did not take.
+    pub(crate) dropped: u64,
+}
+
+impl Mail {
+    pub(crate) fn new(udp: Vec<Rc<UdpSocket>>) -> Self {
+        let out = |socket| UdpOut {
+            socket,
+            batch: SendBatch::new(MESSAGES_MAX, BATCH_BYTES),
+            stuck: Rc::new(Notify::new()),
+        };
+        Self {
+            udp: udp.into_iter().map(out).collect(),
+            clients: HashMap::new(),
+            links: Links::default(),
+            broken: Vec::new(),
+            dirty_clients: Vec::new(),
+            dirty_links: Vec::new(),
+            scratch: Vec::new(),
+            dropped: 0,
+        }
+    }
+
+    /// Sends everything that has been collected.
+    pub(crate) fn flush(&mut self) {
+        for udp in &mut self.udp {
+            if !udp.batch.is_empty() {
+                self.dropped += flush_udp(udp);
+            }
+        }
+        while let Some(connection) = self.dirty_clients.pop() {
+            let Some(client) = self.clients.get_mut(&connection) else { continue };
+            client.out.dirty = false;
+            // An error shows again when its task reads.
+            let failed = client.out.flush().is_err();
+            if failed || client.paused || client.out.backlog() > 0 || client.in_flight == 0 {
+                client.out.wake.notify_one();
+            }
+        }
+        while let Some(slot) = self.dirty_links.pop() {
+            let Some(LinkOut { io: LinkIo::Stream(out), .. }) = self.links.get_mut(slot) else { continue };
+            out.dirty = false;
+            match out.flush() {
+                Ok(()) if out.backlog() > 0 => out.wake.notify_one(),
+                Ok(()) => {}
+                Err(error) => self.broken.push((slot, cause_of(&error))),
+            }
+        }
+    }
+}
+
+impl Outbox for Mail {
+    fn reply(&mut self, client: &Client, write: impl FnOnce(&mut Vec<u8>)) {
+        match *client {
+            Client::Udp { listener, peer, local } => {
+                let udp = &mut self.udp[usize::from(listener)];
+                if udp.batch.is_full() {
+                    self.dropped += flush_udp(udp);
+                }
+                if !udp.batch.push(Some(peer), local, write) {
+                    self.dropped += 1;
+                }
+            }
+            Client::Stream { connection } => {
+                let Some(client) = self.clients.get_mut(&connection) else { return };
+                client.in_flight -= 1;
+                client.out.push(write);
+                if !std::mem::replace(&mut client.out.dirty, true) {
+                    self.dirty_clients.push(connection);
+                }
+            }
+        }
+    }
+
+    fn transmit(&mut self, slot: SlotId, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(link) = self.links.get_mut(slot) else { return };
+        match &mut link.io {
+            LinkIo::Dialing => {}
+            LinkIo::Datagram(socket) => {
+                self.scratch.clear();
+                write(&mut self.scratch);
+                match socket.try_send(&self.scratch) {
+                    Ok(_) => {}
+                    // The socket's buffer is full: as good as lost on the way, and asked again after the time-out.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.dropped += 1,
+                    Err(error) => self.broken.push((slot, cause_of(&error))),
+                }
+            }
+            LinkIo::Stream(out) => {
+                out.push(write);
+                if !std::mem::replace(&mut out.dirty, true) {
+                    self.dirty_links.push(slot);
+                }
+            }
+        }
+    }
+}
+
+/// Returns how many datagrams were refused for good.
+fn flush_udp(udp: &mut UdpOut) -> u64 {
+    match udp.batch.flush(udp.socket.as_fd()) {
+        Ok(flush) => {
+            if flush.left > 0 {
+                udp.stuck.notify_one();
+            }
+            flush.failed as u64
+        }
+        Err(_) => {
+            let lost = udp.batch.len() as u64;
+            udp.batch.clear();
+            lost
+        }
+    }
+}

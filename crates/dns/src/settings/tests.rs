@@ -1,0 +1,91 @@
+use super::*;
+
+fn settings() -> Settings {
+    Settings { upstreams: vec!["127.0.0.1:5301".to_owned()], workers: 1, ..Settings::default() }
+}
+
+fn error(settings: &Settings) -> SettingsError {
+    DnsConfig::new(settings, &[], 2).unwrap_err()
+}
+
+#[test]
+fn addresses_without_a_scheme_mean_udp_and_port_53() {
+    let read = |text: &str| text.parse::<UpstreamAddress>().map(|upstream| upstream.to_string());
+    assert_eq!(read("192.0.2.1").unwrap(), "udp://192.0.2.1:53");
+    assert_eq!(read("tcp://192.0.2.1:5353").unwrap(), "tcp://192.0.2.1:5353");
+    assert_eq!(read("2001:db8::1").unwrap(), "udp://[2001:db8::1]:53");
+    assert_eq!(read("udp://[2001:db8::1]:54").unwrap(), "udp://[2001:db8::1]:54");
+    assert!(read("quic://192.0.2.1").unwrap_err().contains("quic"));
+    assert!(read("resolver.example").unwrap_err().contains("resolver.example"));
+    assert!(read("127.0.0.1:0").unwrap_err().contains("port 0"));
+}
+
+#[test]
+fn the_machines_own_resolvers_serve_when_none_is_named() {
+    let none = Settings { upstreams: Vec::new(), ..settings() };
+    let config = DnsConfig::new(&none, &["192.0.2.53".parse().unwrap()], 2).unwrap();
+    assert_eq!(config.upstreams()[0].to_string(), "udp://192.0.2.53:53");
+    assert_eq!(error(&none).key, "upstreams");
+}
+
+#[test]
+fn a_server_that_would_ask_itself_is_refused() {
+    let with = |listen: &str, upstream: &str| Settings {
+        listen: vec![listen.to_owned()],
+        upstreams: vec![upstream.to_owned()],
+        ..settings()
+    };
+    for (listen, upstream) in [("127.0.0.1:5300", "127.0.0.1:5300"), (":5300", "udp://127.0.0.1:5300")] {
+        assert_eq!(error(&with(listen, upstream)).key, "upstreams", "{listen} {upstream}");
+    }
+    assert!(DnsConfig::new(&with(":5300", "192.0.2.1:5300"), &[], 1).is_ok());
+    let own: IpAddr = "127.0.0.1".parse().unwrap();
+    let system = Settings { listen: vec!["127.0.0.1:53".to_owned()], upstreams: Vec::new(), ..settings() };
+    assert!(DnsConfig::new(&system, &[own], 1).is_err(), "resolv.conf pointing here is no upstream");
+}
+
+#[test]
+fn workers_are_cores_unless_said() {
+    assert_eq!(DnsConfig::new(&Settings { workers: 0, ..settings() }, &[], 3).unwrap().workers(), 3);
+    assert_eq!(DnsConfig::new(&Settings { workers: 7, ..settings() }, &[], 3).unwrap().workers(), 7);
+}
+
+#[test]
+fn each_impossible_value_is_named() {
+    let zero = Span(Duration::ZERO);
+    let udp = |udp: UdpSettings| Settings { udp, ..settings() };
+    let stream = |stream: StreamSettings| Settings { stream, ..settings() };
+    let clients = |clients: ClientSettings| Settings { clients, ..settings() };
+    let (u, s, c) = (UdpSettings::default(), StreamSettings::default(), ClientSettings::default());
+    let cases = [
+        ("listen", Settings { listen: vec!["nowhere".to_owned()], ..settings() }),
+        ("listen", Settings { listen: Vec::new(), ..settings() }),
+        ("listen", Settings { listen: vec!["127.0.0.1:5300".to_owned(); 2], ..settings() }),
+        ("upstreams", Settings { upstreams: vec!["nowhere".to_owned()], ..settings() }),
+        ("workers", Settings { workers: 1000, ..settings() }),
+        ("cache_size", Settings { cache_size: Size { bytes: 100 }, ..settings() }),
+        ("attempt_timeout", Settings { attempt_timeout: zero, ..settings() }),
+        ("query_timeout", Settings { query_timeout: Span(Duration::from_millis(20)), ..settings() }),
+        ("attempts_max", Settings { attempts_max: 0, ..settings() }),
+        ("waiting_max", Settings { waiting_max: 0, ..settings() }),
+        ("udp_size", Settings { udp_size: 100, ..settings() }),
+        ("udp.connections_max", udp(UdpSettings { connections_min: 0, connections_max: 0, ..u })),
+        ("udp.connections_min", udp(UdpSettings { connections_max: 1, ..u })),
+        ("udp.capacity", udp(UdpSettings { capacity: 0, ..u })),
+        ("capacity", udp(UdpSettings { capacity: 60_000, ..u })),
+        ("udp.age_max", udp(UdpSettings { age_max: zero, ..u })),
+        ("udp.uses_max", udp(UdpSettings { uses_max: 0, ..u })),
+        ("udp.idle_timeout", udp(UdpSettings { idle_timeout: zero, ..u })),
+        ("stream.connections_max", stream(StreamSettings { connections_max: 0, ..s })),
+        ("stream.capacity", stream(StreamSettings { capacity: 0, ..s })),
+        ("stream.idle_timeout", stream(StreamSettings { idle_timeout: zero, ..s })),
+        ("stream.dial_timeout", stream(StreamSettings { dial_timeout: zero, ..s })),
+        ("clients.connections_max", clients(ClientSettings { connections_max: 0, ..c })),
+        ("clients.queries_max", clients(ClientSettings { queries_max: 0, ..c })),
+        ("clients.idle_timeout", clients(ClientSettings { idle_timeout: zero, ..c })),
+    ];
+    for (key, settings) in cases {
+        let error = error(&settings);
+        assert_eq!(error.key, key, "{error}");
+    }
+}

@@ -1,0 +1,209 @@
+//! Figures of a running server, all workers together.
+
+use std::time::Duration;
+
+use forebay_core::{AcquireOutcome, BreakerState, Counters, Histogram, Snapshot};
+use forebay_dns_core::cache::CacheCounters;
+use forebay_dns_core::forwarder::{Carrier, ForwarderCounters};
+use serde::Serialize;
+
+use crate::settings::DnsConfig;
+
+/// What one worker tells.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerStats {
+    pub(crate) counters: ForwarderCounters,
+    pub(crate) cache: CacheCounters,
+    pub(crate) latency: Histogram,
+    pub(crate) questions: usize,
+    pub(crate) waiting: usize,
+    pub(crate) pools: Vec<(u16, Carrier, Snapshot)>,
+    pub(crate) client_connections: usize,
+    pub(crate) clients_rejected: u64,
+    pub(crate) datagrams_dropped: u64,
+}
+
+/// Figures of a server.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// How long it has run.
+    pub uptime: Duration,
+    /// How many workers have answered.
+    pub workers: usize,
+    /// What happened to queries.
+    pub counters: ForwarderCounters,
+    /// The cache.
+    pub cache: CacheStats,
+    /// How long questions that went upstream took, in nanoseconds.
+    pub latency: Histogram,
+    /// Questions in flight.
+    pub questions: usize,
+    /// Clients that wait for them.
+    pub waiting: usize,
+    /// Clients' TCP connections.
+    pub client_connections: usize,
+    /// Clients' TCP connections closed at once because there were too many.
+    pub clients_rejected: u64,
+    /// Datagrams that the kernel did not take.
+    pub datagrams_dropped: u64,
+    /// The pools, in the order of the configuration.
+    pub pools: Vec<PoolStats>,
+    names: Vec<String>,
+}
+
+/// Figures of the message cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CacheStats {
+    /// Answers in it.
+    pub entries: u64,
+    /// Bytes in use.
+    pub bytes: u64,
+    /// Lookups that found an answer.
+    pub hits: u64,
+    /// Lookups that found none.
+    pub misses: u64,
+    /// Answers put in.
+    pub inserts: u64,
+    /// Answers given up for others while still good.
+    pub evictions: u64,
+}
+
+/// Percentiles of a histogram of nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct LatencyStats {
+    /// How many.
+    pub count: u64,
+    /// Half are below, in microseconds.
+    pub p50_us: f64,
+    /// Nine of ten are below, in microseconds.
+    pub p90_us: f64,
+    /// All but one of a hundred are below, in microseconds.
+    pub p99_us: f64,
+    /// The largest, in microseconds.
+    pub max_us: f64,
+}
+
+impl From<&Histogram> for LatencyStats {
+    fn from(histogram: &Histogram) -> Self {
+        let us = |nanos: u64| nanos as f64 / 1e3;
+        Self {
+            count: histogram.count(),
+            p50_us: us(histogram.quantile(0.5)),
+            p90_us: us(histogram.quantile(0.9)),
+            p99_us: us(histogram.quantile(0.99)),
+            max_us: us(histogram.max()),
+        }
+    }
+}
+
+/// Figures of the connections to one upstream over one transport, all workers together.
+#[derive(Clone, Debug)]
+pub struct PoolStats {
+    /// The upstream, as `udp://192.0.2.53:53`.
+    pub upstream: String,
+    /// Its place in the configuration.
+    pub index: u16,
+    /// `udp` or `tcp`.
+    pub transport: &'static str,
+    /// Counts by state, limits, counters: the sums over the workers; limits are those of one, since they are shared.
+    pub snapshot: Snapshot,
+}
+
+impl PoolStats {
+    /// The part of all acquires that was served by a connection that existed, 0 to 1; `None` before the first.
+    pub fn reuse_rate(&self) -> Option<f64> {
+        let counters = &self.snapshot.counters;
+        let reused = counters.acquires(AcquireOutcome::Reused) + counters.acquires(AcquireOutcome::Waited);
+        let fresh = counters.acquires(AcquireOutcome::Fresh) + counters.acquires(AcquireOutcome::Temporary);
+        (reused + fresh > 0).then(|| reused as f64 / (reused + fresh) as f64)
+    }
+}
+
+impl Stats {
+    pub(crate) fn new(config: &DnsConfig, uptime: Duration) -> Self {
+        Self {
+            uptime,
+            workers: 0,
+            counters: ForwarderCounters::default(),
+            cache: CacheStats::default(),
+            latency: Histogram::default(),
+            questions: 0,
+            waiting: 0,
+            client_connections: 0,
+            clients_rejected: 0,
+            datagrams_dropped: 0,
+            pools: Vec::new(),
+            names: config.upstreams().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, worker: &WorkerStats) {
+        self.workers += 1;
+        self.counters.merge(&worker.counters);
+        let (mine, theirs) = (&mut self.cache, &worker.cache);
+        mine.entries += theirs.entries;
+        mine.bytes += theirs.bytes;
+        mine.hits += theirs.hits;
+        mine.misses += theirs.misses;
+        mine.inserts += theirs.inserts;
+        mine.evictions += theirs.evictions;
+        self.latency.merge(&worker.latency);
+        self.questions += worker.questions;
+        self.waiting += worker.waiting;
+        self.client_connections += worker.client_connections;
+        self.clients_rejected += worker.clients_rejected;
+        self.datagrams_dropped += worker.datagrams_dropped;
+        for (index, carrier, snapshot) in &worker.pools {
+            let transport = match carrier {
+                Carrier::Datagram => "udp",
+                Carrier::Stream => "tcp",
+            };
+            let same = |pool: &&mut PoolStats| pool.index == *index && pool.transport == transport;
+            match self.pools.iter_mut().find(same) {
+                Some(pool) => merge(&mut pool.snapshot, snapshot),
+                None => self.pools.push(PoolStats {
+                    upstream: self.names[usize::from(*index)].clone(),
+                    index: *index,
+                    transport,
+                    snapshot: snapshot.clone(),
+                }),
+            }
+        }
+    }
+
+    /// Dials of all pools that succeeded: sockets made.
+    pub fn connections_made(&self) -> u64 {
+        self.pools.iter().map(|pool| pool.snapshot.counters.dials_succeeded).sum()
+    }
+
+    /// All pools' counters together.
+    pub fn pool_counters(&self) -> Counters {
+        let mut all = Counters::default();
+        self.pools.iter().for_each(|pool| all.merge(&pool.snapshot.counters));
+        all
+    }
+}
+
+fn merge(all: &mut Snapshot, one: &Snapshot) {
+    all.connecting += one.connecting;
+    all.ready += one.ready;
+    all.busy += one.busy;
+    all.draining += one.draining;
+    all.closed += one.closed;
+    all.temporary += one.temporary;
+    all.idle += one.idle;
+    all.in_use += one.in_use;
+    all.waiting += one.waiting;
+    all.latency = all.latency.max(one.latency);
+    all.last_failure = all.last_failure.or(one.last_failure);
+    // The worst is shown: a breaker that is open on one worker is worth a look.
+    let rank = |state: &BreakerState| match state {
+        BreakerState::Closed => 0,
+        BreakerState::HalfOpen => 1,
+        BreakerState::Open(_) => 2,
+    };
+    if rank(&one.breaker) > rank(&all.breaker) {
+        all.breaker = one.breaker;
+    }
+    all.counters.merge(&one.counters);
+}

@@ -1,0 +1,415 @@
+//! One worker: a thread, a single-threaded runtime, a forwarder, and the tasks that carry bytes to and from it.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay::sys::udp::MESSAGES_MAX;
+use forebay::sys::{self, ConnectedRecvBatch, RecvBatch};
+use forebay_core::{Event, Instant, Ledger, Permits, SlotId};
+use forebay_dns_core::forwarder::{
+    Client, Forwarder, ForwarderConfig, ForwarderConfigError, Link, LinkAction, Upstream,
+};
+use forebay_dns_core::wire::HashSeed;
+use tokio::io::Interest;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::LocalSet;
+
+use crate::bind::Sockets;
+use crate::mail::Mail;
+use crate::settings::{DnsConfig, Transport};
+use crate::stats::WorkerStats;
+use crate::{client, link};
+
+/// Room for one received datagram, in bytes: no query is longer, and no answer to what we say we take.
+const DATAGRAM_BYTES: usize = 4096;
+
+/// Batches that are read before other tasks of the worker get their turn.
+const BATCHES_IN_A_ROW: u32 = 4;
+
+/// What the workers have in common, and what each is made of.
+#[derive(Clone)]
+pub(crate) struct WorkerSeed {
+    pub(crate) config: Arc<DnsConfig>,
+    pub(crate) hash_seed: HashSeed,
+    pub(crate) permits: Vec<(Permits, Permits)>,
+    /// Clients' connections, over all workers.
+    pub(crate) clients: Arc<Ledger>,
+}
+
+/// What a worker can be told.
+pub(crate) enum Command {
+    /// Tell the figures.
+    Stats {
+        /// To whom.
+        reply: oneshot::Sender<WorkerStats>,
+    },
+    /// Forget every cached answer.
+    ClearCache,
+    /// Take no more queries, answer those in flight, end.
+    Drain {
+        /// After how long to end all the same.
+        limit: Duration,
+        /// Told when it has ended.
+        ended: oneshot::Sender<()>,
+    },
+}
+
+/// Checks what a forwarder would say of this configuration.
+pub(crate) fn probe_config(config: &DnsConfig) -> Result<(), ForwarderConfigError> {
+    let permits = || (Permits::alone(1, 0), Permits::alone(1, 0));
+    let all: Vec<_> = config.upstreams.iter().map(|_| permits()).collect();
+    forwarder_config(config, &all, HashSeed::from_bytes([0; 16]), [0; 32]).validate()
+}
+
+fn forwarder_config(
+    config: &DnsConfig,
+    permits: &[(Permits, Permits)],
+    hash_seed: HashSeed,
+    random_seed: [u8; 32],
+) -> ForwarderConfig {
+    let upstream = |(address, (udp, stream)): (&crate::UpstreamAddress, &(Permits, Permits))| Upstream {
+        name: address.to_string(),
+        datagram: (address.transport == Transport::Udp)
+            .then(|| Link { config: config.udp, permits: udp.clone() }),
+        stream: Link {
+            // Streams behind a datagram upstream are for what was truncated: none is kept warm.
+            config: forebay_core::Config {
+                connections_min: match address.transport {
+                    Transport::Udp => 0,
+                    Transport::Tcp => config.stream.connections_min,
+                },
+                ..config.stream
+            },
+            permits: stream.clone(),
+        },
+    };
+    let upstreams = config.upstreams.iter().zip(permits).map(upstream).collect();
+    ForwarderConfig {
+        strategy: config.strategy,
+        attempt_timeout: config.attempt_timeout,
+        query_timeout: config.query_timeout,
+        attempts_max: config.attempts_max,
+        waiting_max: config.waiting_max,
+        udp_size: config.udp_size,
+        cache_bytes: config.cache_bytes,
+        cache_policy: config.cache_policy,
+        ..ForwarderConfig::new(upstreams, hash_seed, random_seed)
+    }
+}
+
+/// What the tasks of one worker share. Borrowed for the length of a decision, never across an await.
+pub(crate) struct Shell {
+    pub(crate) config: Arc<DnsConfig>,
+    pub(crate) state: RefCell<State>,
+    pub(crate) clients: Arc<Ledger>,
+    /// Wakes the task that keeps time, when something is due earlier or a connection's task has ended.
+    wake: Notify,
+    /// Connections whose sockets are closed, to be told to the forwarder.
+    ended: RefCell<Vec<SlotId>>,
+    next_connection: Cell<u64>,
+    draining: Cell<bool>,
+    /// Woken when the listeners must stop.
+    pub(crate) stop: Notify,
+    pub(crate) clients_rejected: Cell<u64>,
+}
+
+pub(crate) struct State {
+    pub(crate) forwarder: Forwarder,
+    pub(crate) mail: Mail,
+    /// When the timer task wakes.
+    armed: Instant,
+    /// Where upstream datagrams are read; taken while in use.
+    pub(crate) batch: Option<ConnectedRecvBatch>,
+}
+
+/// Runs a worker until it is told to end.
+pub(crate) fn run(
+    seed: WorkerSeed,
+    random_seed: [u8; 32],
+    sockets: Sockets,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    ready: &std::sync::mpsc::Sender<io::Result<()>>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    let tasks = LocalSet::new();
+    tasks.block_on(&runtime, async move {
+        match Shell::new(seed, random_seed, &sockets) {
+            Ok((shell, udp)) => match shell.listen(udp, sockets.tcp) {
+                Ok(()) => {
+                    let _ = ready.send(Ok(()));
+                    shell.obey(inbox).await;
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            },
+            Err(error) => drop(ready.send(Err(error))),
+        }
+    });
+}
+
+impl Shell {
+    fn new(
+        seed: WorkerSeed,
+        random_seed: [u8; 32],
+        sockets: &Sockets,
+    ) -> io::Result<(Rc<Self>, Vec<Rc<UdpSocket>>)> {
+        let udp = sockets
+            .udp
+            .iter()
+            .map(|socket| Ok(Rc::new(UdpSocket::from_std(socket.try_clone()?)?)))
+            .collect::<io::Result<Vec<_>>>()?;
+        let now = sys::now();
+        let config = forwarder_config(&seed.config, &seed.permits, seed.hash_seed, random_seed);
+        let forwarder = Forwarder::new(now, config).map_err(io::Error::other)?;
+        let state = State {
+            forwarder,
+            mail: Mail::new(udp.clone()),
+            armed: Instant::MAX,
+            batch: Some(ConnectedRecvBatch::new(MESSAGES_MAX, DATAGRAM_BYTES)),
+        };
+        let shell = Self {
+            config: seed.config,
+            state: RefCell::new(state),
+            clients: seed.clients,
+            wake: Notify::new(),
+            ended: RefCell::default(),
+            next_connection: Cell::new(0),
+            draining: Cell::new(false),
+            stop: Notify::new(),
+            clients_rejected: Cell::new(0),
+        };
+        Ok((Rc::new(shell), udp))
+    }
+
+    fn listen(self: &Rc<Self>, udp: Vec<Rc<UdpSocket>>, tcp: Vec<std::net::TcpListener>) -> io::Result<()> {
+        tokio::task::spawn_local(Rc::clone(self).keep_time());
+        for (index, socket) in udp.into_iter().enumerate() {
+            tokio::task::spawn_local(Rc::clone(self).serve_udp(index as u16, socket));
+        }
+        for listener in tcp {
+            let listener = TcpListener::from_std(listener)?;
+            tokio::task::spawn_local(client::accept(Rc::clone(self), listener));
+        }
+        // Sockets that are kept warm are made before the first query comes.
+        self.settle();
+        Ok(())
+    }
+
+    /// Does what it is told until it is told to end.
+    async fn obey(self: &Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        while let Some(command) = inbox.recv().await {
+            match command {
+                Command::Stats { reply } => drop(reply.send(self.stats())),
+                Command::ClearCache => self.state.borrow_mut().forwarder.clear_cache(),
+                Command::Drain { limit, ended } => {
+                    self.drain(limit).await;
+                    let _ = ended.send(());
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn drain(self: &Rc<Self>, limit: Duration) {
+        self.draining.set(true);
+        self.stop.notify_waiters();
+        self.state.borrow_mut().forwarder.drain();
+        let until = sys::now() + limit;
+        while sys::now() < until && !self.state.borrow().forwarder.is_idle() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let state = &mut *self.state.borrow_mut();
+        state.forwarder.close(sys::now(), &mut state.mail);
+        state.mail.flush();
+    }
+
+    fn stats(&self) -> WorkerStats {
+        let state = self.state.borrow();
+        let now = sys::now();
+        let (questions, waiting) = state.forwarder.in_flight();
+        WorkerStats {
+            counters: *state.forwarder.counters(),
+            cache: state.forwarder.cache_counters(),
+            latency: state.forwarder.latency().clone(),
+            questions,
+            waiting,
+            pools: state.forwarder.pools(now).collect(),
+            client_connections: state.mail.clients.len(),
+            clients_rejected: self.clients_rejected.get(),
+            datagrams_dropped: state.mail.dropped,
+        }
+    }
+
+    /// Reads queries in batches; every hit of a batch is answered from it and written with one call.
+    async fn serve_udp(self: Rc<Self>, listener: u16, socket: Rc<UdpSocket>) {
+        let mut batch = RecvBatch::new(MESSAGES_MAX, DATAGRAM_BYTES);
+        let stuck = Rc::clone(&self.state.borrow().mail.udp[usize::from(listener)].stuck);
+        let mut in_a_row = 0;
+        loop {
+            if self.draining.get() {
+                return;
+            }
+            let interest = if self.state.borrow().mail.udp[usize::from(listener)].batch.is_empty() {
+                Interest::READABLE
+            } else {
+                Interest::READABLE | Interest::WRITABLE
+            };
+            tokio::select! {
+                ready = socket.ready(interest) => match ready {
+                    Ok(ready) if ready.is_writable() => self.state.borrow_mut().mail.flush(),
+                    Ok(_) => {}
+                    Err(error) => tracing::error!(%error, "a UDP listener cannot be waited for"),
+                },
+                () = stuck.notified() => continue,
+                () = self.stop.notified() => continue,
+            }
+            match socket.try_io(Interest::READABLE, || batch.recv(socket.as_fd())) {
+                Ok(_) => self.handle_queries(listener, &batch),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    in_a_row = 0;
+                    continue;
+                }
+                // What ICMP said about a reply that was sent to nobody.
+                Err(_) => {}
+            }
+            in_a_row += 1;
+            if in_a_row >= BATCHES_IN_A_ROW {
+                in_a_row = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn handle_queries(self: &Rc<Self>, listener: u16, batch: &RecvBatch) {
+        let now = sys::now();
+        {
+            let State { forwarder, mail, .. } = &mut *self.state.borrow_mut();
+            for datagram in batch.datagrams() {
+                let client = Client::Udp { listener, peer: datagram.peer, local: datagram.local };
+                forwarder.handle_query(now, client, datagram.bytes, mail);
+            }
+        }
+        self.settle();
+    }
+
+    /// Does everything that the last decisions asked for: dials, closes, writes, and sets the timer.
+    pub(crate) fn settle(self: &Rc<Self>) {
+        let now = sys::now();
+        let state = &mut *self.state.borrow_mut();
+        loop {
+            let State { forwarder, mail, .. } = state;
+            while let Some(slot) = self.ended.borrow_mut().pop() {
+                forwarder.handle_closed(now, slot, None, mail);
+            }
+            if let Some((slot, cause)) = mail.broken.pop() {
+                if let Some(link) = mail.links.remove(slot) {
+                    link.task.abort();
+                    forwarder.handle_closed(now, slot, Some(cause), mail);
+                }
+            } else if let Some(action) = forwarder.poll_link() {
+                match action {
+                    LinkAction::Dial { slot, upstream, carrier, timeout } => {
+                        link::dial(self, state, now, slot, upstream, carrier, timeout);
+                    }
+                    LinkAction::Close { slot } => {
+                        if let Some(link) = mail.links.remove(slot) {
+                            link.task.abort();
+                        } else {
+                            forwarder.handle_closed(now, slot, None, mail);
+                        }
+                    }
+                }
+            } else {
+                mail.flush();
+                if mail.broken.is_empty() {
+                    break;
+                }
+            }
+        }
+        while let Some((event, upstream)) = state.forwarder.poll_event() {
+            log(event, upstream);
+        }
+        let next = state.forwarder.next_timeout().unwrap_or(Instant::MAX);
+        if next < state.armed {
+            state.armed = next;
+            self.wake.notify_one();
+        }
+    }
+
+    /// A connection's task has ended, and with it its socket is closed.
+    pub(crate) fn link_ended(&self, slot: SlotId) {
+        self.ended.borrow_mut().push(slot);
+        self.wake.notify_one();
+    }
+
+    /// Wakes when something is due.
+    async fn keep_time(self: Rc<Self>) {
+        loop {
+            let now = sys::now();
+            let armed = {
+                let State { forwarder, mail, armed, .. } = &mut *self.state.borrow_mut();
+                forwarder.handle_timeout(now, mail);
+                *armed = forwarder.next_timeout().unwrap_or(Instant::MAX);
+                *armed
+            };
+            self.settle();
+            let armed = self.state.borrow().armed.min(armed);
+            let pause = armed.saturating_duration_since(sys::now()).min(Duration::from_secs(3600));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.wake.notified() => {}
+            }
+        }
+    }
+
+    /// Returns a number for a new connection that no other had.
+    pub(crate) fn next_connection(&self) -> u64 {
+        let number = self.next_connection.get();
+        self.next_connection.set(number + 1);
+        number
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+}
+
+fn log(event: Event, upstream: &str) {
+    match event {
+        Event::Opened { slot, took } => {
+            tracing::debug!(upstream, slot = slot.index(), ?took, "connection made")
+        }
+        Event::DialFailed { cause, .. } => {
+            tracing::debug!(upstream, %cause, blame = %cause.blame(), "connection could not be made");
+        }
+        Event::Closed { slot, reason, uses, age } => {
+            tracing::debug!(
+                upstream,
+                slot = slot.index(),
+                reason = reason.as_str(),
+                uses,
+                ?age,
+                "connection closed"
+            );
+        }
+        Event::BreakerOpened { cause, .. } => {
+            let cause = cause.map_or("unknown", forebay_core::Cause::as_str);
+            tracing::warn!(upstream, cause, "upstream is left alone for a moment: it failed too often");
+        }
+        Event::BreakerClosed { .. } => tracing::info!(upstream, "upstream answers again"),
+        Event::LocalExhaustion { cause, .. } => {
+            tracing::warn!(upstream, %cause, "this machine ran out of something; the upstream is not to blame");
+        }
+        _ => {}
+    }
+}
