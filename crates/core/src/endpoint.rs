@@ -938,6 +938,8 @@ impl Endpoint {
             return;
         }
         self.plan_age(cx, index);
+        // The breaker may have opened since, and another ticket be the probe: then this one is nobody.
+        let probe = self.breaker.current(probe);
         if probe.is_some() && !self.tickets.mark_front(probe) && self.breaker.succeed(probe) {
             cx.events.push_back(Event::BreakerClosed { endpoint: self.id });
         }

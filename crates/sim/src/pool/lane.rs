@@ -216,7 +216,12 @@ impl Lane {
             Refusal::LineFull { waiters, .. } => waiters >= self.config.waiters_max,
             Refusal::Full { .. } => reject,
             Refusal::Deadline { .. } => deadline <= now,
-            Refusal::BreakerOpen { .. } => self.breaker != BreakerState::Closed,
+            Refusal::BreakerOpen { .. } => match self.breaker {
+                BreakerState::Closed => false,
+                BreakerState::Open(_) => true,
+                // Somebody must be the probe: a lease, a dial, or a ticket.
+                BreakerState::HalfOpen => self.probes_out > 0 || self.dialing > 0 || !self.line.is_empty(),
+            },
             Refusal::Backoff { until, .. } => until >= deadline && self.may_pause(now),
             Refusal::Leaving => self.leaving,
             Refusal::NoEndpoint => self.is_gone(),

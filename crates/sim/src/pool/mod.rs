@@ -890,6 +890,9 @@ impl World {
                 let epoch = self.lanes[lane].epoch;
                 self.granted.insert((worker, ticket), Granted { lease, epoch, hold });
                 let after = self.draw.micros(0, 500);
+                if self.draw.chance(3) {
+                    self.plan(after, Happening::GiveUp { worker, ticket });
+                }
                 self.plan(after, Happening::Take { worker, ticket });
                 Ok(())
             }
