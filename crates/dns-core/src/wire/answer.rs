@@ -51,8 +51,8 @@ pub struct OptRecord<'a> {
     pub edns: Edns<'a>,
     /// Its place in the message, in bytes.
     pub range: Range<usize>,
-    /// True when the records behind it may move to its place: none has a compression pointer to
-    /// anything at or behind it. True when there are none.
+    /// True when the records behind it may move to its place: no compression pointer of theirs
+    /// leads to anything at or behind it. True when there are none.
     tail_moves: bool,
     /// How many records stand behind it.
     tail_count: u16,
@@ -342,7 +342,7 @@ impl<'a> Walk<'a, '_> {
             let record = self.record()?;
             if let Some(opt) = &mut opt {
                 opt.tail_count += 1;
-                opt.tail_moves &= record.owner_target < opt.range.start && rdata_never_points(record.rtype);
+                opt.tail_moves &= record.owner_reach <= opt.range.start && rdata_never_points(record.rtype);
             }
         }
         Ok(opt)

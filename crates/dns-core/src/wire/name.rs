@@ -20,12 +20,13 @@ pub(crate) enum NameFault {
     Pointer,
 }
 
-/// Where a name ends in the message, and how far forward its furthest pointer leads.
+/// Where a name ends in the message, and how far what its pointers lead to reaches.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NameSpan {
     pub(crate) end: usize,
-    /// The first pointer's target; every further one is smaller. Zero without pointers.
-    pub(crate) target: usize,
+    /// Where the labels end that the first pointer leads to; those of every further one end
+    /// before them. Zero without pointers.
+    pub(crate) reach: usize,
 }
 
 /// The end of the uncompressed name at `start`: what a question must carry.
@@ -48,15 +49,18 @@ pub(crate) fn plain_name_end(bytes: &[u8], start: usize) -> Option<usize> {
 
 /// Skips the name at `start`, and proves by following its pointers that it can be read.
 ///
-/// Each pointer must lead to before the run of labels it stands in (RFC 1035 §4.1.4: a *prior*
-/// occurrence), so that no chain can loop.
+/// What a pointer leads to must begin and end before the run of labels that the pointer stands
+/// in (RFC 1035 §4.1.4: a *prior* occurrence). So no chain can loop, and no name depends on bytes
+/// behind it.
 #[inline]
 pub(crate) fn skip_name(bytes: &[u8], start: usize) -> Result<NameSpan, NameFault> {
     // Nearly every owner name is a pointer to the question's, which has been checked.
     if let Some([0xc0, 0x0c]) = bytes.get(start..).and_then(|rest| rest.first_chunk::<2>())
         && start > HEADER_LEN
     {
-        return Ok(NameSpan { end: start + 2, target: HEADER_LEN });
+        // It reaches so far at least; and whatever stands there has been read before, and ends
+        // before.
+        return Ok(NameSpan { end: start + 2, reach: HEADER_LEN + 1 });
     }
     walk_name(bytes, start)
 }
@@ -64,39 +68,51 @@ pub(crate) fn skip_name(bytes: &[u8], start: usize) -> Result<NameSpan, NameFaul
 fn walk_name(bytes: &[u8], start: usize) -> Result<NameSpan, NameFault> {
     let mut at = start;
     let mut run_start = start;
+    // Where the current run must have ended: the end of the message, then where it was led from.
+    let mut limit = bytes.len();
     let mut len_total = 0;
     let mut hops = 0;
-    let mut first_pointer = None;
+    let mut end = None;
+    let mut reach = 0;
     loop {
         let byte = *bytes.get(at).ok_or(NameFault::Cut)?;
-        match byte {
-            0 => {
-                if len_total + 1 > NAME_LEN_MAX {
-                    return Err(NameFault::Bad);
-                }
-                let (end, target) = first_pointer.unwrap_or((at + 1, 0));
-                return Ok(NameSpan { end, target });
-            }
-            1..=LABEL_LEN_MAX => {
-                let step = 1 + usize::from(byte);
-                at += step;
-                len_total += step;
-                if len_total >= NAME_LEN_MAX {
-                    return Err(NameFault::Bad);
-                }
-            }
-            0xc0.. => {
-                let target = usize::from(be16(bytes, at).ok_or(NameFault::Cut)? & 0x3fff);
-                hops += 1;
-                if target < HEADER_LEN || target >= run_start || hops > HOPS_MAX {
-                    return Err(NameFault::Pointer);
-                }
-                first_pointer.get_or_insert((at + 2, target));
-                at = target;
-                run_start = target;
-            }
+        let step = match byte {
+            0 => 1,
+            1..=LABEL_LEN_MAX => 1 + usize::from(byte),
+            0xc0.. => 2,
             // 0b01 and 0b10 label types: withdrawn or never given (RFC 6891 §5).
             _ => return Err(NameFault::Bad),
+        };
+        if at + step > limit {
+            return Err(if hops == 0 { NameFault::Cut } else { NameFault::Pointer });
+        }
+        if byte >= 0xc0 {
+            let target = usize::from(be16(bytes, at).ok_or(NameFault::Cut)? & 0x3fff);
+            hops += 1;
+            if target < HEADER_LEN || target >= run_start || hops > HOPS_MAX {
+                return Err(NameFault::Pointer);
+            }
+            match end {
+                None => end = Some(at + 2),
+                Some(_) if reach == 0 => reach = at + 2,
+                Some(_) => {}
+            }
+            limit = run_start;
+            run_start = target;
+            at = target;
+            continue;
+        }
+        at += step;
+        len_total += step;
+        if len_total > NAME_LEN_MAX || (byte != 0 && len_total == NAME_LEN_MAX) {
+            return Err(NameFault::Bad);
+        }
+        if byte == 0 {
+            return Ok(match end {
+                None => NameSpan { end: at, reach: 0 },
+                Some(end) if reach == 0 => NameSpan { end, reach: at },
+                Some(end) => NameSpan { end, reach },
+            });
         }
     }
 }
@@ -105,8 +121,8 @@ fn walk_name(bytes: &[u8], start: usize) -> Result<NameSpan, NameFault> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Record {
     pub(crate) start: usize,
-    /// The furthest pointer target of its owner name; zero without pointers.
-    pub(crate) owner_target: usize,
+    /// How far what its owner name's pointers lead to reaches; zero without pointers.
+    pub(crate) owner_reach: usize,
     pub(crate) rtype: u16,
     pub(crate) class: u16,
     pub(crate) ttl: u32,
@@ -129,7 +145,7 @@ impl Record {
         }
         Ok(Self {
             start,
-            owner_target: owner.target,
+            owner_reach: owner.reach,
             rtype: u16::from_be_bytes([fixed[0], fixed[1]]),
             class: u16::from_be_bytes([fixed[2], fixed[3]]),
             ttl: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),

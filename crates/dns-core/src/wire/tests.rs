@@ -425,6 +425,33 @@ fn loops_forward_and_header_pointers_are_refused() {
 }
 
 #[test]
+fn pointer_to_labels_that_run_on_past_it_is_refused() {
+    // Found by fuzzing: led into the middle of a label, the name took in what stands behind
+    // itself, up to the OPT record, and was another one when that was taken away.
+    let mut bytes = vec![0; 12];
+    bytes.extend([3, b'a', 2, b'b', 0]); // "a\x02b"; from 14 on it is a label of two octets
+    let at = bytes.len();
+    bytes.extend([0xc0, 14, b'c', 0]);
+    assert_eq!(skip_name(&bytes, at).unwrap_err(), NameFault::Pointer);
+    // Ended in time, the middle of a label is as good as any place.
+    let mut bytes = vec![0; 12];
+    bytes.extend([3, b'a', 1, b'b', 0]);
+    bytes.extend([0xc0, 14]);
+    let span = skip_name(&bytes, 17).expect("a name");
+    assert_eq!((span.end, span.reach), (19, 17));
+}
+
+#[test]
+fn reach_is_the_end_of_what_the_first_pointer_leads_to() {
+    let mut bytes = vec![0; 12];
+    bytes.extend([1, b'a', 0]); // 12..15
+    bytes.extend([1, b'b', 0xc0, 12]); // 15..19
+    bytes.extend([1, b'c', 0xc0, 15]); // 19..23
+    let reach = |at| skip_name(&bytes, at).expect("a name").reach;
+    assert_eq!([reach(12), reach(15), reach(19)], [0, 15, 19]);
+}
+
+#[test]
 fn name_that_grows_beyond_255_octets_through_pointers_is_refused() {
     let mut bytes = vec![0; 12];
     let label: Vec<u8> = [&[63][..], &[b'x'; 63]].concat();
