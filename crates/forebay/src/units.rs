@@ -44,7 +44,7 @@ impl fmt::Display for Size {
         if self.bytes == 0 {
             return f.write_str("0");
         }
-        let (unit, factor) = UNITS.iter().find(|(_, factor)| self.bytes % factor == 0).unwrap_or(&UNITS[3]);
+        let (unit, factor) = UNITS.iter().find(|(_, factor)| self.bytes.is_multiple_of(*factor)).unwrap_or(&UNITS[3]);
         write!(f, "{}{unit}", self.bytes / factor)
     }
 }
@@ -145,7 +145,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_written_alike() {
-        for (text, bytes) in [("0", 0), ("1B", 1), ("512KiB", 512 << 10), ("64MiB", 64 << 20), ("3GiB", 3 << 30)] {
+        for (text, bytes) in
+            [("0", 0), ("1B", 1), ("512KiB", 512 << 10), ("64MiB", 64 << 20), ("3GiB", 3 << 30)]
+        {
             assert_eq!(text.parse::<Size>().unwrap().bytes, bytes);
             assert_eq!(Size { bytes }.to_string(), text);
         }
