@@ -1,0 +1,68 @@
+//! Acquire and release beside other pools: `cargo bench -p forebay-bench --bench pool`.
+//!
+//! Before criterion begins, the report of [`PoolBench`] is printed, with the allocations that this binary counts.
+
+#![allow(unsafe_code, reason = "a global allocator that counts is an unsafe trait to implement")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use criterion::{Criterion, criterion_group};
+use forebay_bench::pool::{
+    BareVec, Bb8, Deadpool, Forebay, PoolBench, Subject, many_tasks, one_task, runtime,
+};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the trait's promises.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the promises of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the promises of `dealloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn pool(c: &mut Criterion) {
+    case::<Forebay>(c);
+    case::<Bb8>(c);
+    case::<Deadpool>(c);
+    case::<BareVec>(c);
+}
+
+fn case<S: Subject>(c: &mut Criterion) {
+    let runtime = runtime();
+    let pool = runtime.block_on(S::new());
+    c.bench_function(&format!("one task/{}", S::NAME), |b| {
+        b.iter_custom(|pairs| one_task(&runtime, black_box(&pool), pairs.clamp(1, 10_000_000) as u32));
+    });
+    c.bench_function(&format!("64 tasks/{}", S::NAME), |b| {
+        b.iter_custom(|pairs| {
+            // Each of the tasks makes at least one pair.
+            let made = pairs.clamp(64, 10_000_000) as u32;
+            many_tasks(&runtime, black_box(&pool), made).mul_f64(pairs as f64 / f64::from(made))
+        });
+    });
+}
+
+criterion_group!(benches, pool);
+
+fn main() {
+    let allocations: fn() -> u64 = || ALLOCATIONS.load(Ordering::Relaxed);
+    if !std::env::args().any(|arg| arg == "--test") {
+        println!("{}", PoolBench { allocations: Some(allocations), ..PoolBench::default() }.run());
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}
