@@ -287,6 +287,33 @@ fn cache_whose_every_answer_is_in_use_still_takes_new_ones() {
 }
 
 #[test]
+fn one_insert_renews_a_bounded_number_of_answers() {
+    let mut cache = cache(MessageCache::BYTES_MIN);
+    let put = |cache: &mut MessageCache, number: u64| {
+        let name = format!("n{number:04}.example");
+        let answer = Message::response(&name, 1).a(3_600);
+        insert(cache, &key(&name, 1), &answer, at(0));
+    };
+    let is_there = |cache: &mut MessageCache, number: u64| {
+        let name = format!("n{number:04}.example");
+        cache.lookup(&key(&name, 1), at(0)).is_some()
+    };
+    let mut full = 0;
+    while cache.counters().evictions == 0 {
+        put(&mut cache, full);
+        full += 1;
+    }
+    // The first has gone for the last; all others are of use now.
+    assert!((1..full).all(|number| is_there(&mut cache, number)));
+    put(&mut cache, full);
+    assert_eq!(cache.counters().evictions, 2);
+    // The 64 oldest were renewed, the next one had to go.
+    assert!(is_there(&mut cache, 64));
+    assert!(!is_there(&mut cache, 65));
+    assert!((66..=full).all(|number| is_there(&mut cache, number)));
+}
+
+#[test]
 fn answer_as_large_as_the_cache_is_not_kept() {
     let mut cache = cache(MessageCache::BYTES_MIN);
     let name = "large.example";

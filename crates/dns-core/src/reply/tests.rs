@@ -43,6 +43,20 @@ fn stored_reply_has_the_clients_id_case_and_flags_and_aged_ttls() {
 }
 
 #[test]
+fn ttl_below_the_age_shows_as_zero() {
+    let wire = Message::response("a", 1).a(5).a(300).0;
+    let offsets = [25u16, 41].map(u16::to_le_bytes);
+    let query = Message::query("a", 1);
+    let asked = scanned(&query).asked;
+    let mut out = Vec::new();
+    let stored = Stored::new(&wire, &offsets);
+    let fit = write_stored(&mut out, &stored, &asked, 6, &Terms::stream(None));
+    assert_eq!(fit, Fit::Whole);
+    let wanted = Message::new(0x1234, 0x8180).question("a", 1).a(0).a(294);
+    assert_eq!(out, wanted.0);
+}
+
+#[test]
 fn rd_and_cd_are_copied_and_aa_is_cleared() {
     let answer = Message::response("a", 1).flags(0x8580).a(60);
     for (sent, wanted) in [(0x0000, 0x8080), (0x0100, 0x8180), (0x0110, 0x8190)] {

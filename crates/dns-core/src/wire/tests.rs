@@ -442,6 +442,19 @@ fn pointer_to_labels_that_run_on_past_it_is_refused() {
 }
 
 #[test]
+fn chain_of_more_pointers_than_a_name_has_labels_is_refused() {
+    let mut bytes = vec![0; 13]; // the root name at 12
+    for hop in 0..130u16 {
+        let target = if hop == 0 { 12 } else { 13 + 2 * (hop - 1) };
+        bytes.extend((0xc000 | target).to_be_bytes());
+    }
+    // The name at the n-th pointer takes n hops, counted from one.
+    let at = |hops: usize| 13 + 2 * (hops - 1);
+    assert_eq!(skip_name(&bytes, at(127)).expect("a name").end, at(128));
+    assert_eq!(skip_name(&bytes, at(128)).unwrap_err(), NameFault::Pointer);
+}
+
+#[test]
 fn reach_is_the_end_of_what_the_first_pointer_leads_to() {
     let mut bytes = vec![0; 12];
     bytes.extend([1, b'a', 0]); // 12..15
