@@ -61,13 +61,13 @@ impl Balance {
                 candidates.nth((*turn % n as u64) as usize)
             }
             Self::Random => candidates.nth(rng.below(n as u32) as usize),
-            Self::LeastInUse => candidates.min_by_key(|endpoint| endpoint.in_use() + endpoint.waiting()),
+            Self::LeastInUse => candidates.min_by_key(|endpoint| busy(endpoint)),
             Self::P2c => {
                 let one = rng.below(n as u32) as usize;
                 let step = 1 + rng.below(n as u32 - 1) as usize;
                 let other = (one + step) % n;
                 let (a, b) = (candidates.clone().nth(one)?, candidates.nth(other)?);
-                Some(if load(b) < load(a) { b } else { a })
+                Some(if (load(b), busy(b)) < (load(a), busy(a)) { b } else { a })
             }
             Self::FirstHealthy => candidates.next(),
             Self::SourceHash => candidates.max_by_key(|endpoint| {
@@ -80,5 +80,10 @@ impl Balance {
 
 /// An endpoint of which nothing is known is tried before one that is known to be slow.
 const fn load(endpoint: &Endpoint) -> u128 {
-    endpoint.latency_nanos as u128 * (endpoint.in_use() + endpoint.waiting() + 1) as u128
+    endpoint.latency_nanos as u128 * (busy(endpoint) as u128 + 1)
+}
+
+/// Who is served there, and who waits.
+const fn busy(endpoint: &Endpoint) -> u32 {
+    endpoint.in_use() + endpoint.waiting()
 }

@@ -169,6 +169,9 @@ impl Config {
         if self.capacity == 0 {
             return wrong("capacity", 0, "at least 1");
         }
+        if self.waiters_max == 0 {
+            return wrong("waiters_max", 0, "at least 1: who comes to an empty pool waits for a dial");
+        }
         if self.dials_max == 0 {
             return wrong("dials_max", 0, "at least 1");
         }
@@ -259,6 +262,7 @@ mod tests {
             ("connections_min", Config { connections_min: 2, connections_max: 1, ..good }),
             ("idle_max", Config { connections_min: 2, idle_max: 1, ..good }),
             ("capacity", Config { capacity: 0, ..good }),
+            ("waiters_max", Config { waiters_max: 0, ..good }),
             ("dials_max", Config { dials_max: 0, ..good }),
             ("temporary_max", Config { overflow: Overflow::Temporary, ..good }),
             ("temporary_max", Config { temporary_max: 1, ..good }),

@@ -74,7 +74,7 @@ pub(crate) fn config(draw: &mut Draw) -> Config {
             5..8 => draw.number(2, 10),
             _ => draw.number(11, 100),
         },
-        waiters_max: if draw.chance(25) { draw.number(0, 8) } else { 1024 },
+        waiters_max: if draw.chance(25) { draw.number(1, 8) } else { 1024 },
         dials_max: draw.number(1, 16),
         overflow,
         order: draw.of(&[IdleOrder::Lifo, IdleOrder::Fifo, IdleOrder::Random]),
