@@ -62,12 +62,12 @@ impl Exchanges {
         };
     }
 
-    /// A connection is gone.
-    pub(crate) fn close(&mut self, slot: SlotId) {
-        if let Some(exchange) = self.get_mut(slot) {
-            exchange.open = false;
-            exchange.entries.clear();
-        }
+    /// A connection is gone. Returns whether it was there.
+    pub(crate) fn close(&mut self, slot: SlotId) -> bool {
+        let Some(exchange) = self.get_mut(slot) else { return false };
+        exchange.open = false;
+        exchange.entries.clear();
+        true
     }
 
     pub(crate) fn get_mut(&mut self, slot: SlotId) -> Option<&mut Exchange> {

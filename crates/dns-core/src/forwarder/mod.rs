@@ -76,7 +76,7 @@ pub enum LinkAction {
         /// How long it may take.
         timeout: Duration,
     },
-    /// Close a connection. The forwarder takes it as done.
+    /// Close a connection, and tell [`Forwarder::handle_closed`] when it is done: until then it counts.
     Close {
         /// Its slot.
         slot: SlotId,
@@ -298,7 +298,7 @@ impl Forwarder {
         self.process(now, out);
     }
 
-    /// A connection failed: the peer closed or refused it, or it could not be written to.
+    /// A connection is gone: closed as told, or the peer closed or refused it, or it could not be written to.
     ///
     /// What was out on it is asked again elsewhere; on a stream that had answered before, a failure is nobody's fault
     /// but of bad timing. The shell forgets the connection.
@@ -323,6 +323,10 @@ impl Forwarder {
         self.exchanges.close(slot);
         self.engine.handle_closed(now, slot);
         for flight in stranded {
+            // Two attempts of one flight may have been on it, and the first may have been its last hope.
+            if !self.flights.is_in_use(flight) {
+                continue;
+            }
             self.counters.replays += 1;
             self.flights.flight_mut(flight).replays += 1;
             self.try_again(now, flight, out);
@@ -777,9 +781,12 @@ impl Forwarder {
                     self.links.push_back(LinkAction::Dial { slot, upstream, carrier, timeout });
                 }
                 Action::Close { slot, .. } => {
-                    self.exchanges.close(slot);
-                    self.links.push_back(LinkAction::Close { slot });
-                    self.engine.handle_closed(now, slot);
+                    // What the shell has told to be gone already needs no closing.
+                    if self.exchanges.close(slot) {
+                        self.links.push_back(LinkAction::Close { slot });
+                    } else {
+                        self.engine.handle_closed(now, slot);
+                    }
                 }
                 Action::Grant { ticket, lease } => match self.ticket_holder(ticket) {
                     Some(attempt) => self.transmit(now, attempt, lease, out),

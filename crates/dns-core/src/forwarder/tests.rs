@@ -1,1 +1,4 @@
+//! Forwarding, without a socket or a clock: bytes in, bytes out, time by assignment.
 
+mod behaviour;
+mod world;
