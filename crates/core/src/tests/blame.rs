@@ -140,10 +140,9 @@ fn a_connection_made_does_not_end_the_back_off_but_a_useful_lease_does() {
         rig.dialed(Ok(ANY));
         let lease = rig.granted();
         rig.release(lease, outcome);
-        let held = (outcome == Outcome::Good).then(|| rig.lease());
+        let _held = (outcome == Outcome::Good).then(|| rig.lease());
         let next = pause(&mut rig);
         assert_eq!(next <= ms(10), forgotten, "{outcome:?}: {next:?}");
-        drop(held);
     }
 }
 

@@ -689,9 +689,8 @@ impl World {
         if self.calm {
             return;
         }
-        let mood = plan::mood(&mut self.draw);
-        self.sites[site].upstream.mood = mood;
-        self.say(|| format!("site {site} is {mood:?}"));
+        self.sites[site].upstream.change(&mut self.draw);
+        self.say(|| format!("site {site} is {:?}", self.sites[site].upstream.mood));
         let after = self.draw.millis(30, 500);
         self.plan(after, Happening::Mood { site });
     }
@@ -747,11 +746,12 @@ impl World {
 
     fn add_endpoint(&mut self) -> Result<(), Broken> {
         let (now, site) = (self.now, self.sites.len());
-        let config = plan::config(&mut self.draw);
+        let stormy = self.draw.chance(25);
+        let config = if stormy { plan::stormy(&mut self.draw) } else { plan::config(&mut self.draw) };
         let mut permits = Permits::alone(config.connections_max, config.temporary_max);
         let ports = self.draw.chance(30).then(|| Arc::new(Ledger::resource(self.draw.number(2, 30))));
         permits.budget = Budget { descriptors: self.descriptors.clone(), ports };
-        let mut upstream = Upstream::new(&mut self.draw);
+        let mut upstream = Upstream::new(&mut self.draw, stormy);
         if self.calm {
             upstream.calm();
         }

@@ -100,6 +100,22 @@ fn backoff(draw: &mut Draw) -> BackoffConfig {
     BackoffConfig { base, max: base + draw.millis(0, 300) }
 }
 
+/// The policy of an upstream that is rarely well: the breaker opens at once and not for long, so that there are many
+/// probes, and dials that outlast the opening in which they began.
+pub(crate) fn stormy(draw: &mut Draw) -> Config {
+    let mut config = config(draw);
+    config.connections_max = config.connections_max.max(4);
+    config.dials_max = config.dials_max.max(4);
+    config.connections_min = draw.number(0, 3).min(config.idle_max);
+    config.capacity = 1;
+    config.dial_timeout = draw.millis(100, 400);
+    let open_base = draw.millis(2, 30);
+    config.breaker = BreakerConfig { failures: draw.number(1, 3), open_base, open_max: open_base * 3 };
+    let base = draw.millis(1, 3);
+    config.backoff = BackoffConfig { base, max: base * 4 };
+    config
+}
+
 fn breaker(draw: &mut Draw) -> BreakerConfig {
     let open_base = draw.millis(5, 100);
     BreakerConfig {
@@ -162,6 +178,8 @@ pub(crate) enum Mood {
 #[derive(Clone, Debug)]
 pub(crate) struct Upstream {
     pub(crate) mood: Mood,
+    /// It is rarely well: slow dials of one outage end in the next.
+    stormy: bool,
     /// Requests per connection that it allows.
     pub(crate) capacity: u32,
     /// How long it lets a connection stand idle.
@@ -177,9 +195,10 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    pub(crate) fn new(draw: &mut Draw) -> Self {
+    pub(crate) fn new(draw: &mut Draw, stormy: bool) -> Self {
         Self {
-            mood: mood(draw),
+            mood: mood(draw, stormy),
+            stormy,
             capacity: if draw.chance(60) { 1000 } else { draw.number(1, 20) },
             idle_close: draw.chance(35).then(|| draw.millis(300, 1200)),
             announces: draw.chance(30),
@@ -193,7 +212,7 @@ impl Upstream {
     /// How a dial that begins now will end, and when; `None` is never.
     pub(crate) fn answer(&self, draw: &mut Draw) -> (Duration, Option<Result<u32, Cause>>) {
         let quick = draw.micros(100, 3_000);
-        let mood = if self.mood == Mood::Flaky { mood(draw) } else { self.mood };
+        let mood = if self.mood == Mood::Flaky { mood(draw, self.stormy) } else { self.mood };
         match mood {
             Mood::Fine | Mood::Flaky if draw.chance(1) => (quick, Some(Err(Cause::Cancelled))),
             Mood::Fine | Mood::Flaky => (quick, Some(Ok(self.capacity))),
@@ -234,6 +253,11 @@ impl Upstream {
         }
     }
 
+    /// Something changes.
+    pub(crate) fn change(&mut self, draw: &mut Draw) {
+        self.mood = mood(draw, self.stormy);
+    }
+
     /// The weather clears, to the end of the run.
     pub(crate) fn calm(&mut self) {
         self.mood = Mood::Fine;
@@ -241,7 +265,10 @@ impl Upstream {
     }
 }
 
-pub(crate) fn mood(draw: &mut Draw) -> Mood {
+fn mood(draw: &mut Draw, stormy: bool) -> Mood {
+    if stormy && draw.chance(80) {
+        return draw.of(&[Mood::Flaky, Mood::Flaky, Mood::Slow, Mood::Hanging, Mood::Refusing]);
+    }
     match draw.number(0, 19) {
         0..10 => Mood::Fine,
         10..12 => Mood::Slow,
