@@ -1,1 +1,13 @@
-//! Placeholder page, replaced in the next commit.
+//! Measures what pooling does: load generators, scripted upstreams, and reports that can be compared.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`dns`] | DNS load over UDP and TCP, closed or open loop, every answer checked |
+//! | [`responder`] | a scripted DNS upstream: late, lossy, lying, refusing, or just fast |
+//!
+//! Both have their own small reader of DNS messages, so that they can disagree with the forwarder's.
+
+pub mod dns;
+pub mod message;
+pub mod pool;
+pub mod responder;
