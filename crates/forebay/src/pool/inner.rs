@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Waker;
 use std::time::Duration;
 
 use forebay_core::{Blame, Cause, Config, ConfigError, EndpointId, Instant, Outcome, Permits, SlotId};
@@ -35,6 +36,7 @@ impl<E> Site<E> {
 
 pub(super) type SiteOf<C> = Arc<Site<<C as Connector>::Endpoint>>;
 pub(super) type ExchangeOf<C, M> = Exchange<<C as Connector>::Conn, M, SiteOf<C>>;
+type Rest<C, M> = exchange::Rest<<C as Connector>::Conn, M, SiteOf<C>>;
 pub(super) type Work<C, M> = exchange::Work<<C as Connector>::Conn, M, SiteOf<C>>;
 
 pub(super) struct Inner<C: Connector, M: Mode<C::Conn>> {
@@ -103,27 +105,33 @@ impl<C: Connector, M: Mode<C::Conn>> Inner<C, M> {
         if let Some(waker) = work.wake.take() {
             waker.wake();
         }
-        work.wake_more.drain(..).for_each(std::task::Waker::wake);
         if work.rouse {
             self.rouse.notify_one();
         }
-        for (site, event) in work.events.drain(..) {
-            self.log.event(&self.upstream, &site.name, &event);
-        }
-        for order in work.dials.drain(..) {
-            self.runtime.spawn(driver::dial(Arc::clone(self), order));
-        }
-        for (endpoint, site) in work.probes.drain(..) {
-            self.runtime.spawn(driver::probe(Arc::clone(self), endpoint, site));
-        }
-        work.dropped.clear();
-        for closing in work.closing.drain(..) {
-            drop(closing.place);
-            // The engine counts a connection until it is closed; now it is.
-            self.act(self.exchange.handle_closed(sys::now(), closing.slot));
+        if let Some(rest) = work.rest {
+            self.act_rest(*rest);
         }
         if work.drained {
             self.drained.notify_waiters();
+        }
+    }
+
+    fn act_rest(self: &Arc<Self>, rest: Rest<C, M>) {
+        rest.wake.into_iter().for_each(Waker::wake);
+        for (site, event) in rest.events {
+            self.log.event(&self.upstream, &site.name, &event);
+        }
+        for order in rest.dials {
+            self.runtime.spawn(driver::dial(Arc::clone(self), order));
+        }
+        for (endpoint, site) in rest.probes {
+            self.runtime.spawn(driver::probe(Arc::clone(self), endpoint, site));
+        }
+        drop(rest.dropped);
+        for closing in rest.closing {
+            drop(closing.place);
+            // The engine counts a connection until it is closed; now it is.
+            self.act(self.exchange.handle_closed(sys::now(), closing.slot));
         }
     }
 

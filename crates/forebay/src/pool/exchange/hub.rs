@@ -14,25 +14,31 @@ use super::mode::{Mode, Terms};
 use super::sync::Arc;
 use super::{Target, Waiting};
 
-/// What is to be done with no lock held, in this order.
+/// What is to be done with no lock held. Small: most of the time it is one waiter to wake.
 pub(crate) struct Work<T, M: Mode<T>, D> {
-    /// To be woken: one, as a rule.
+    /// To be woken first.
     pub(crate) wake: Option<Waker>,
-    pub(crate) wake_more: Vec<Waker>,
-    /// To be closed, then told to [`super::Exchange::handle_closed`].
-    pub(crate) closing: Vec<Closing<M::Place>>,
-    /// To be dropped: the engine does not count them any more.
-    pub(crate) dropped: Vec<M::Place>,
-    /// To be dialled, then told to [`super::Exchange::handle_dialed`].
-    pub(crate) dials: Vec<DialOrder<D>>,
-    /// To be checked, then told to [`Engine::handle_probed`].
-    pub(crate) probes: Vec<(EndpointId, D)>,
-    /// For the log.
-    pub(crate) events: Vec<(D, Event)>,
     /// The driver has to get up earlier than it thinks.
     pub(crate) rouse: bool,
     /// A drain has ended: nothing is left.
     pub(crate) drained: bool,
+    pub(crate) rest: Option<Box<Rest<T, M, D>>>,
+}
+
+/// What is seldom to be done, in this order.
+pub(crate) struct Rest<T, M: Mode<T>, D> {
+    /// To be woken, too.
+    pub(crate) wake: Vec<Waker>,
+    /// For the log.
+    pub(crate) events: Vec<(D, Event)>,
+    /// To be dialled, then told to [`super::Exchange::handle_dialed`].
+    pub(crate) dials: Vec<DialOrder<D>>,
+    /// To be checked, then told to [`Engine::handle_probed`].
+    pub(crate) probes: Vec<(EndpointId, D)>,
+    /// To be dropped: the engine does not count them any more.
+    pub(crate) dropped: Vec<M::Place>,
+    /// To be closed, then told to [`super::Exchange::handle_closed`].
+    pub(crate) closing: Vec<Closing<M::Place>>,
 }
 
 /// A connection to close.
@@ -52,16 +58,45 @@ pub(crate) struct DialOrder<D> {
 
 impl<T, M: Mode<T>, D> Default for Work<T, M, D> {
     fn default() -> Self {
+        Self { wake: None, rouse: false, drained: false, rest: None }
+    }
+}
+
+impl<T, M: Mode<T>, D> Default for Rest<T, M, D> {
+    fn default() -> Self {
         Self {
-            wake: None,
-            wake_more: Vec::new(),
-            closing: Vec::new(),
-            dropped: Vec::new(),
+            wake: Vec::new(),
+            events: Vec::new(),
             dials: Vec::new(),
             probes: Vec::new(),
-            events: Vec::new(),
-            rouse: false,
-            drained: false,
+            dropped: Vec::new(),
+            closing: Vec::new(),
+        }
+    }
+}
+
+impl<T, M: Mode<T>, D> Work<T, M, D> {
+    fn rest(&mut self) -> &mut Rest<T, M, D> {
+        self.rest.get_or_insert_default()
+    }
+
+    fn wake(&mut self, waker: Option<Waker>) {
+        if self.wake.is_none() {
+            self.wake = waker;
+        } else if let Some(waker) = waker {
+            self.rest().wake.push(waker);
+        }
+    }
+
+    fn drop(&mut self, place: Option<M::Place>) {
+        if let Some(place) = place {
+            self.rest().dropped.push(place);
+        }
+    }
+
+    fn close(&mut self, slot: SlotId, place: Option<M::Place>) {
+        if let Some(place) = place {
+            self.rest().closing.push(Closing { slot, place });
         }
     }
 }
@@ -206,12 +241,10 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
         let slot = token.slot();
         match self.engine.slot_state(slot) {
             // Its peer closed it, or its endpoint is gone.
-            State::Vacant => self.work.dropped.extend(place),
+            State::Vacant => self.work.drop(place),
             // It was to be closed while it was lent.
-            State::Closed if M::EXCLUSIVE => {
-                self.work.closing.extend(place.map(|place| Closing { slot, place }));
-            }
-            State::Closed => self.work.dropped.extend(place),
+            State::Closed if M::EXCLUSIVE => self.work.close(slot, place),
+            State::Closed => self.work.drop(place),
             _ => {
                 self.unwatched = true;
                 if let (Some(place), Some(site)) = (place, self.site_mut(slot.endpoint())) {
@@ -245,12 +278,12 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
     pub(super) fn handle_dialed(&mut self, now: Instant, slot: SlotId, result: Result<(T, u32), Cause>) {
         let wanted = self.engine.slot_state(slot) == State::Connecting;
         let Some(site) = self.site_mut(slot.endpoint()) else {
-            self.work.dropped.extend(result.ok().map(|(conn, _)| M::place(conn)));
+            self.work.drop(result.ok().map(|(conn, _)| M::place(conn)));
             return;
         };
         let capacity = match result {
             Ok((conn, _)) if !wanted => {
-                self.work.dropped.push(M::place(conn));
+                self.work.drop(Some(M::place(conn)));
                 return;
             }
             Ok((conn, capacity)) => {
@@ -282,7 +315,7 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
             .site_mut(slot.endpoint())
             .and_then(|site| site.stands.get_mut(slot.index()))
             .and_then(|stand| stand.place.take());
-        self.work.dropped.extend(place);
+        self.work.drop(place);
         self.engine.handle_closed(now, slot);
     }
 
@@ -400,12 +433,12 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
                 Action::Close { slot, .. } => self.close(slot),
                 Action::Dial { slot, timeout } => {
                     if let Some(data) = self.data(slot.endpoint()).cloned() {
-                        self.work.dials.push(DialOrder { slot, timeout, data });
+                        self.work.rest().dials.push(DialOrder { slot, timeout, data });
                     }
                 }
                 Action::Probe { endpoint } => {
                     if let Some(data) = self.data(endpoint).cloned() {
-                        self.work.probes.push((endpoint, data));
+                        self.work.rest().probes.push((endpoint, data));
                     }
                 }
             }
@@ -415,7 +448,7 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
     pub(super) fn take_work(&mut self) -> Work<T, M, D> {
         while let Some(event) = self.engine.poll_event() {
             if let Some(data) = endpoint_of(&event).and_then(|id| self.data(id)).cloned() {
-                self.work.events.push((data, event));
+                self.work.rest().events.push((data, event));
             }
         }
         if !self.leaving.is_empty() {
@@ -439,18 +472,14 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
         self.waiting -= 1;
         let waker = cell.fill(granted);
         self.cells.push_back(cell);
-        if self.work.wake.is_none() {
-            self.work.wake = waker;
-        } else {
-            self.work.wake_more.extend(waker);
-        }
+        self.work.wake(waker);
     }
 
     /// A connection that is lent is closed by whoever gives it back.
     fn close(&mut self, slot: SlotId) {
         let stand = self.site_mut(slot.endpoint()).and_then(|site| site.stands.get_mut(slot.index()));
         let place = stand.and_then(|stand| stand.place.take());
-        self.work.closing.extend(place.map(|place| Closing { slot, place }));
+        self.work.close(slot, place);
     }
 
     fn free_cell(&mut self, waker: Waker) -> Arc<Cell<M::Held>> {

@@ -41,7 +41,7 @@ use super::sync;
 use sync::{Arc, AtomicU64, Mutex, MutexGuard, Ordering};
 
 pub(crate) use cell::{Cell, Granted};
-pub(crate) use hub::{DialOrder, Hub, Work};
+pub(crate) use hub::{DialOrder, Hub, Rest, Work};
 pub use mode::{Exclusive, Mode, Shared};
 use stash::Stash;
 

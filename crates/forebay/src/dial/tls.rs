@@ -1,0 +1,184 @@
+//! TLS over TCP, by rustls.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{Route, SocketEndpoint, Tcp, Transport, step};
+use crate::pool::{Connector, Dial, DialError};
+use crate::sys::{self, StreamState, TcpOptions};
+
+/// Combinations of roots and ALPN of which TLS sessions are remembered. One is usual.
+const CONFIGS_MAX: usize = 64;
+
+/// Where a TLS connection goes, and all that shapes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TlsEndpoint {
+    /// The addresses.
+    pub socket: SocketEndpoint,
+    /// The name that the certificate must be valid for; sent as SNI unless it is an address (RFC 6066 §3).
+    pub name: ServerName<'static>,
+    /// Who may have signed the certificate.
+    pub roots: Roots,
+    /// The protocols offered, the best first (RFC 7301); none: ALPN is not used.
+    pub alpn: Vec<Vec<u8>>,
+}
+
+impl fmt::Display for TlsEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} as {}", self.socket, self.name.to_str())
+    }
+}
+
+/// Certificates that are trusted to sign others. Compared by their content.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Roots(Arc<[CertificateDer<'static>]>);
+
+impl Roots {
+    /// Reads those that this machine trusts. Takes milliseconds: do it once.
+    ///
+    /// # Errors
+    ///
+    /// When none can be read.
+    pub fn native() -> io::Result<Self> {
+        let found = rustls_native_certs::load_native_certs();
+        if found.certs.is_empty() {
+            let why = found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
+            return Err(io::Error::other(format!("no certificates that this machine trusts: {why}")));
+        }
+        Ok(Self(found.certs.into()))
+    }
+
+    /// Reads those in a PEM file, and trusts no others.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or has no certificate in it.
+    pub fn from_pem_file(path: &Path) -> io::Result<Self> {
+        Self::from_pem(&std::fs::read(path)?)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    }
+
+    /// Reads those in a PEM text, and trusts no others.
+    ///
+    /// # Errors
+    ///
+    /// When it is no PEM, or has no certificate in it.
+    pub fn from_pem(pem: &[u8]) -> io::Result<Self> {
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<_, _>>()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        if certificates.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "no certificate in it"));
+        }
+        Ok(Self(certificates.into()))
+    }
+}
+
+impl fmt::Debug for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Roots({} certificates)", self.0.len())
+    }
+}
+
+/// Connects TLS streams: TLS 1.2 and 1.3, sessions resumed where the server allows it.
+#[derive(Debug, Default)]
+pub struct Tls {
+    tcp: Tcp,
+    /// One for each combination; it remembers the sessions of all names.
+    configs: Mutex<HashMap<Trust, Arc<ClientConfig>>>,
+}
+
+/// What a configuration depends on: roots and ALPN.
+type Trust = (Roots, Vec<Vec<u8>>);
+
+impl Tls {
+    /// Makes a connector over TCP with these options.
+    pub fn new(options: TcpOptions) -> Self {
+        Self { tcp: Tcp::new(options), configs: Mutex::default() }
+    }
+
+    fn config(&self, endpoint: &TlsEndpoint) -> Result<Arc<ClientConfig>, rustls::Error> {
+        let mut configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (endpoint.roots.clone(), endpoint.alpn.clone());
+        if let Some(config) = configs.get(&key) {
+            return Ok(Arc::clone(config));
+        }
+        let mut roots = RootCertStore::empty();
+        let (added, _) = roots.add_parsable_certificates(endpoint.roots.0.iter().cloned());
+        if added == 0 {
+            return Err(rustls::Error::General("none of the trusted certificates can be used".to_owned()));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols.clone_from(&endpoint.alpn);
+        if configs.len() >= CONFIGS_MAX {
+            configs.clear();
+        }
+        let config = Arc::new(config);
+        configs.insert(key, Arc::clone(&config));
+        Ok(config)
+    }
+}
+
+impl Connector for Tls {
+    type Conn = TlsStream<TcpStream>;
+    type Endpoint = TlsEndpoint;
+
+    async fn connect(&self, dial: Dial<TlsEndpoint>) -> Result<Self::Conn, DialError> {
+        const HANDSHAKE: &str = "TLS handshake";
+        let (endpoint, deadline) = (dial.endpoint, Instant::now() + dial.timeout);
+        let config = self.config(&endpoint).map_err(|error| {
+            DialError::new(forebay_core::Cause::Internal, "TLS configuration").with_source(error)
+        })?;
+        let stream = self.tcp.stream(&endpoint.socket, deadline).await?;
+        let handshake = async {
+            let stream = TlsConnector::from(config).connect(endpoint.name, stream).await;
+            stream.map_err(|error| DialError::from_io(error, HANDSHAKE))
+        };
+        step(deadline, HANDSHAKE, handshake).await
+    }
+
+    fn is_alive(&self, conn: &mut Self::Conn) -> bool {
+        match sys::stream_state(conn.get_ref().0.as_fd()) {
+            StreamState::Quiet => true,
+            StreamState::Closed => false,
+            // It may be a session ticket, which servers send unasked (RFC 8446 §4.6.1).
+            StreamState::Readable => poll_byte(conn, &mut Context::from_waker(Waker::noop())).is_pending(),
+        }
+    }
+
+    fn watches(&self) -> bool {
+        true
+    }
+
+    fn poll_closed(&self, conn: &mut Self::Conn, cx: &mut Context<'_>) -> Poll<()> {
+        poll_byte(conn, cx)
+    }
+
+    fn route(&self, endpoint: &TlsEndpoint) -> Option<Route> {
+        Some(endpoint.socket.route(Transport::Tcp))
+    }
+}
+
+/// Resolves when there is something to read, an end or an error.
+fn poll_byte(conn: &mut TlsStream<TcpStream>, cx: &mut Context<'_>) -> Poll<()> {
+    Pin::new(conn).poll_read(cx, &mut ReadBuf::new(&mut [0])).map(drop)
+}
