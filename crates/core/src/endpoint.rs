@@ -239,7 +239,8 @@ impl Endpoint {
         endpoint
     }
 
-    pub(crate) fn acquire(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Acquired {
+    /// `since` is when the caller began to wait, which may be before now.
+    pub(crate) fn acquire(&mut self, cx: &mut Context<'_>, deadline: Instant, since: Instant) -> Acquired {
         if self.leaving {
             return self.refuse(Refusal::Leaving);
         }
@@ -258,7 +259,7 @@ impl Endpoint {
             self.keep_ahead(cx);
             return Acquired::Lease(lease);
         }
-        self.line_up(cx, deadline, probe)
+        self.line_up(cx, deadline, since, probe)
     }
 
     /// Takes a free slot if there is one and nobody waits; never waits, never dials.
@@ -514,6 +515,16 @@ impl Endpoint {
         self.free.len()
     }
 
+    /// Whether the pool's size is reached and nothing is being dialled: only leases that come back serve anybody.
+    pub(crate) fn is_full(&self) -> bool {
+        self.counts[State::Connecting as usize] == 0
+            && self.connections() - self.temporary >= self.config.connections_max
+    }
+
+    pub(crate) fn oldest_ticket(&self) -> Option<Instant> {
+        self.tickets.oldest()
+    }
+
     pub(crate) const fn is_leaving(&self) -> bool {
         self.leaving
     }
@@ -554,7 +565,7 @@ impl Endpoint {
 
 // Leases and tickets.
 impl Endpoint {
-    fn line_up(&mut self, cx: &mut Context<'_>, deadline: Instant, probe: Probe) -> Acquired {
+    fn line_up(&mut self, cx: &mut Context<'_>, deadline: Instant, since: Instant, probe: Probe) -> Acquired {
         let refusal = if self.tickets.len() >= self.config.waiters_max {
             Some(Refusal::LineFull { waiters: self.tickets.len(), in_use: self.in_use })
         } else if deadline <= cx.now {
@@ -566,7 +577,7 @@ impl Endpoint {
             self.breaker.abandon(probe);
             return self.refuse(refusal);
         }
-        let (index, generation) = self.tickets.push(cx.now, deadline, probe);
+        let (index, generation) = self.tickets.push(since, deadline, probe);
         let stop = self.grow(cx);
         if let Some(refusal) = self.overflow(stop, deadline)
             && let Some(ticket) = self.tickets.remove(index, generation)

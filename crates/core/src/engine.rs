@@ -335,7 +335,18 @@ impl Engine {
 
     /// Takes a unit of capacity, or a place in line until `deadline`.
     pub fn acquire(&mut self, now: Instant, id: EndpointId, deadline: Instant) -> Acquired {
-        self.with(now, id, |endpoint, cx| endpoint.acquire(cx, deadline))
+        self.acquire_since(now, id, deadline, now)
+    }
+
+    /// Acquires for somebody who has waited elsewhere since `since`.
+    pub fn acquire_since(
+        &mut self,
+        now: Instant,
+        id: EndpointId,
+        deadline: Instant,
+        since: Instant,
+    ) -> Acquired {
+        self.with(now, id, |endpoint, cx| endpoint.acquire(cx, deadline, since))
             .unwrap_or(Acquired::Refused(Refusal::NoEndpoint))
     }
 
@@ -479,6 +490,17 @@ impl Engine {
     /// Why the last failed request or dial of an endpoint failed.
     pub fn last_failure(&self, id: EndpointId) -> Option<Cause> {
         self.endpoint(id).and_then(Endpoint::last_failure)
+    }
+
+    /// Whether the endpoint's connections are as many as may be and none is being dialled: then those who wait can only
+    /// be served by leases that come back.
+    pub fn is_full(&self, id: EndpointId) -> bool {
+        self.endpoint(id).is_some_and(Endpoint::is_full)
+    }
+
+    /// Returns since when the oldest ticket in the endpoint's line has waited.
+    pub fn oldest_ticket(&self, id: EndpointId) -> Option<Instant> {
+        self.endpoint(id).and_then(Endpoint::oldest_ticket)
     }
 
     /// How many requests the endpoint's free slots would take at once, at least; zero means that one would wait.

@@ -61,6 +61,11 @@ impl Tickets {
         self.expiry
     }
 
+    /// Returns since when the oldest ticket has waited.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.line.front().map(|index| self.table[index as usize].enqueued)
+    }
+
     pub(crate) fn push(&mut self, now: Instant, deadline: Instant, probe: Probe) -> (u32, u32) {
         let index = self.free.pop().unwrap_or_else(|| {
             self.table.push(Ticket { generation: 0, enqueued: now, deadline, probe });

@@ -154,34 +154,19 @@ fn a_dial_after_an_abandoned_probe_is_the_next_probe() {
 #[test]
 fn a_dial_that_was_the_probe_of_an_earlier_opening_takes_nobody_s_place() {
     // It marked the waiting probe with its own old name, and the endpoint stayed half open for good.
-    let mut rig = Rig::new(Config { dials_max: 2, ..fragile(1) });
-    rig.ticket(600_000);
-    rig.ticket(600_000);
+    let mut rig = Rig::new(Config { connections_min: 2, ..fragile(1) });
     rig.dialed(Err(Cause::Refused));
-    let slow = rig.dials.pop_front().unwrap();
     let BreakerState::Open(until) = rig.snapshot().breaker else { panic!() };
     rig.pass_until(until);
-    rig.pass(1);
-    let _ = rig.acquire(600_000);
-    rig.pass(1);
-    // The slow one of before fails, and the breaker opens again while the probe's dial is under way.
-    rig.engine.handle_dialed(rig.now, slow, Err(Cause::Timeout));
-    rig.settle();
-    let old_probe = rig.dials.pop_front();
-    let BreakerState::Open(until) = rig.snapshot().breaker else { panic!("{:?}", rig.snapshot()) };
-    rig.pass_until(until);
-    let Acquired::Wait(_) = rig.acquire(600_000) else { panic!("a new probe") };
-    if let Some(slot) = old_probe {
-        rig.engine.handle_dialed(rig.now, slot, Ok(ANY));
-        rig.settle();
-    }
-    while !rig.dials.is_empty() {
-        rig.dialed(Ok(ANY));
-    }
-    while !rig.grants.is_empty() {
-        let lease = rig.granted();
-        rig.release(lease, Outcome::Good);
-    }
+    assert_eq!(rig.dials.len(), 2, "one of before, and the probe");
+    rig.dialed(Err(Cause::Timeout));
+    let BreakerState::Open(until) = rig.snapshot().breaker else { panic!("late, but the upstream failed") };
+    rig.now = until;
+    let probe = rig.ticket(1_000);
+    rig.dialed(Ok(ANY));
+    let (ticket, lease) = rig.grants.pop_front().unwrap();
+    assert!(ticket == probe && lease.is_probe());
+    rig.release(lease, Outcome::Good);
     assert_eq!(rig.snapshot().breaker, BreakerState::Closed);
 }
 
