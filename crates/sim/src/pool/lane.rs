@@ -181,7 +181,7 @@ impl Lane {
             Acquired::Lease(lease) => {
                 hold!(self.line.is_empty(), "no barging", "{} tickets wait, and {lease:?}", self.line.len());
                 self.count(AcquireOutcome::Reused);
-                self.granted(now, lease)
+                self.granted(lease)
             }
             Acquired::Wait(ticket) => {
                 hold!(
@@ -232,7 +232,7 @@ impl Lane {
     }
 
     /// A lease leaves the engine, at once or for a ticket.
-    pub(crate) fn granted(&mut self, now: Instant, lease: &Lease) -> Result<(), Broken> {
+    pub(crate) fn granted(&mut self, lease: &Lease) -> Result<(), Broken> {
         let config = self.config;
         let slot = lease.slot();
         let Some(conn) = self.conns.get(&slot) else {
@@ -265,12 +265,11 @@ impl Lane {
         conn.in_flight += 1;
         conn.uses += 1;
         conn.temporary = lease.is_temporary();
-        let _ = now;
         Ok(())
     }
 
     /// A ticket's turn came.
-    pub(crate) fn served(&mut self, now: Instant, ticket: TicketId, lease: &Lease) -> Result<(), Broken> {
+    pub(crate) fn served(&mut self, ticket: TicketId, lease: &Lease) -> Result<(), Broken> {
         let Some((front, _)) = self.line.pop_front() else {
             return Err(("each ticket is answered once", format!("{ticket:?} does not wait")));
         };
@@ -280,7 +279,7 @@ impl Lane {
             (false, true) => AcquireOutcome::Fresh,
             (false, false) => AcquireOutcome::Waited,
         });
-        self.granted(now, lease)
+        self.granted(lease)
     }
 
     /// A ticket got nothing.

@@ -81,7 +81,6 @@ struct Worker {
     /// Slots and tickets of the past, for news that comes late.
     past_slots: VecDeque<SlotId>,
     past_tickets: VecDeque<TicketId>,
-    draining: bool,
 }
 
 /// One endpoint, with what all workers share about it.
@@ -94,7 +93,6 @@ struct Site {
     sockets: u32,
     /// Permits taken after the last call: pooled, temporary.
     used: (u32, u32),
-    leaving: bool,
     room: Room,
 }
 
@@ -178,7 +176,7 @@ pub struct World {
     lanes: Vec<Lane>,
     callers: Vec<Callers>,
     granted: BTreeMap<(usize, TicketId), Granted>,
-    /// Tickets that failed before their owner gave up.
+    /// How long the owners of waiting tickets will hold their leases.
     holds: BTreeMap<(usize, TicketId), Duration>,
     held: BTreeMap<u64, Held>,
     descriptors: Option<Arc<Ledger>>,
@@ -208,7 +206,6 @@ impl World {
                 idle_wakes: (0, 0),
                 past_slots: VecDeque::new(),
                 past_tickets: VecDeque::new(),
-                draining: false,
             })
             .collect();
         Self {
@@ -447,7 +444,7 @@ impl World {
             let lane_ref = &mut self.lanes[lane];
             hold!(lane_ref.line.is_empty(), "no barging", "{} wait", lane_ref.line.len());
             lane_ref.count(AcquireOutcome::Reused);
-            lane_ref.granted(now, &lease)?;
+            lane_ref.granted(&lease)?;
             self.work(lane, lease, hold);
         }
         self.settle(worker, Some(lane), News::Nothing)
@@ -764,7 +761,6 @@ impl World {
             lanes: Vec::new(),
             sockets: 0,
             used: (0, 0),
-            leaving: false,
             room: Room { modest: None, urgent: None },
         });
         let after = self.draw.millis(10, 300);
@@ -790,7 +786,6 @@ impl World {
         let removal = if self.draw.chance(50) { Removal::Drain } else { Removal::Close };
         self.coverage
             .note("world", if removal == Removal::Drain { "endpoint_drained" } else { "endpoint_closed" });
-        self.sites[site].leaving = true;
         for lane in self.sites[site].lanes.clone() {
             let (worker, id) = (self.lanes[lane].worker, self.lanes[lane].id);
             self.coverage.steps += 1;
@@ -809,7 +804,6 @@ impl World {
         for worker in 0..self.workers.len() {
             self.coverage.steps += 1;
             self.say(|| format!("w{worker} drain"));
-            self.workers[worker].draining = true;
             self.lanes.iter_mut().filter(|lane| lane.worker == worker).for_each(|lane| lane.leaving = true);
             self.workers[worker].engine.drain(self.now);
             self.settle(worker, None, News::Nothing)?;
@@ -882,7 +876,7 @@ impl World {
             Action::Grant { ticket, lease } => {
                 self.coverage.note("ticket", "granted");
                 let lane = self.workers[worker].lanes[&ticket.endpoint()];
-                self.lanes[lane].served(self.now, ticket, &lease)?;
+                self.lanes[lane].served(ticket, &lease)?;
                 let Some(hold) = self.holds.remove(&(worker, ticket)) else {
                     return Err(("each ticket is answered once", format!("{ticket:?}")));
                 };
