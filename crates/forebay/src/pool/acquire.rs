@@ -10,8 +10,8 @@ use forebay_core::{Instant, Refusal};
 
 use super::connector::Connector;
 use super::error::{AcquireError, Failure};
-use super::exchange::{Answer, Exclusive, Mode, Target, Waiting};
-use super::inner::SiteOf;
+use super::exchange::{Answer, Exclusive, Mode, NotGranted, Target, Waiting};
+use super::inner::{Inner, SiteOf};
 use super::{Handle, Lease, Owner};
 use crate::sys;
 
@@ -52,19 +52,18 @@ impl<'a, C: Connector, M: Mode<C::Conn>> Acquire<'a, C, M> {
     fn ask(&mut self, cx: &Context<'_>) -> Option<Result<Lease<C, M>, AcquireError>> {
         let inner = &self.owner().inner;
         let refused = |refusal, site: Option<&SiteOf<C>>| {
-            let (name, dial) = describe::<C>(site);
-            AcquireError::new(
-                Arc::clone(&inner.upstream),
-                name,
-                Failure::Refused(refusal),
-                Duration::ZERO,
-                dial,
-            )
+            error_of::<C, M>(inner, Failure::Refused(refusal), Duration::ZERO, site)
         };
         let Some(target) = self.target else { return Some(Err(refused(Refusal::NoEndpoint, None))) };
         loop {
             let now = sys::now();
             let deadline = *self.deadline.get_or_insert(now + inner.acquire_timeout);
+            if matches!(target, Target::Any(_)) {
+                self.waiting = inner.line_up(now, deadline, cx.waker());
+                if self.waiting.is_some() {
+                    return None;
+                }
+            }
             let (answer, work) = inner.exchange.acquire(now, target, deadline, cx.waker());
             inner.act(work);
             match answer {
@@ -100,22 +99,19 @@ impl<C: Connector, M: Mode<C::Conn>> Future for Acquire<'_, C, M> {
         }
         while let Some(waiting) = &self.waiting {
             let granted = ready!(waiting.cell.poll(cx));
-            let (site, since) = (Arc::clone(&waiting.data), waiting.since);
+            let since = waiting.since;
             self.waiting = None;
             match granted.map(|held| inner.check(held)) {
                 Ok(Some(held)) => return Poll::Ready(Ok(self.lease(held))),
                 // It died while it was handed over: to the end of the line, with the time that is left.
                 Ok(None) => {}
                 Err(error) => {
+                    let (failure, site) = match error {
+                        NotGranted::Ticket(error, site) => (Failure::Waited(error), site),
+                        NotGranted::Refused(refusal, site) => (Failure::Refused(refusal), site),
+                    };
                     let waited = sys::now().saturating_duration_since(since);
-                    let (name, dial) = describe::<C>(Some(&site));
-                    return Poll::Ready(Err(AcquireError::new(
-                        Arc::clone(&inner.upstream),
-                        name,
-                        Failure::Waited(error),
-                        waited,
-                        dial,
-                    )));
+                    return Poll::Ready(Err(error_of::<C, M>(inner, failure, waited, site.as_ref())));
                 }
             }
             if let Some(answer) = self.ask(cx) {
@@ -133,12 +129,18 @@ impl<C: Connector, M: Mode<C::Conn>> Drop for Acquire<'_, C, M> {
     fn drop(&mut self) {
         if let Some(waiting) = self.waiting.take() {
             let inner = &self.owner().inner;
-            inner.act(inner.exchange.cancel(sys::now(), waiting.ticket, &waiting.cell));
+            inner.act(inner.exchange.cancel(sys::now(), &waiting));
         }
     }
 }
 
-/// What an error says of the endpoint.
-fn describe<C: Connector>(site: Option<&SiteOf<C>>) -> (Option<String>, Option<super::DialError>) {
-    (site.map(|site| site.name.to_string()), site.and_then(|site| site.last_dial_error()))
+fn error_of<C: Connector, M: Mode<C::Conn>>(
+    inner: &Inner<C, M>,
+    failure: Failure,
+    waited: Duration,
+    site: Option<&SiteOf<C>>,
+) -> AcquireError {
+    let name = site.map(|site| site.name.to_string());
+    let dial = site.and_then(|site| site.last_dial_error());
+    AcquireError::new(Arc::clone(&inner.upstream), name, failure, waited, dial)
 }

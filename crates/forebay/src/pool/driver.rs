@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::connector::Connector;
 use super::error::DialError;
-use super::exchange::{DialOrder, Mode};
+use super::exchange::{DialOrder, LINE_VISIT, Mode};
 use super::inner::{Inner, SiteOf, dial_ended};
 use crate::sys;
 
@@ -65,14 +65,15 @@ pub(super) async fn probe<C: Connector, M: Mode<C::Conn>>(
 pub(super) async fn drive<C: Connector, M: Mode<C::Conn>>(inner: Arc<Inner<C, M>>) {
     let mut gone = inner.gone.subscribe();
     let calls = Arc::new(Calls::default());
-    let mut visit_at = None;
+    let (mut visit_at, mut lines_at) = (None, None);
     loop {
         let now = sys::now();
         inner.act(inner.exchange.handle_timeout(now));
         visit(&inner, now, &mut visit_at);
+        visit_lines(&inner, now, &mut lines_at);
         let busy = watch(&inner, now, &calls, &mut visit_at);
         let due = inner.exchange.inspect(|hub| hub.plan_driver());
-        let due = due.into_iter().chain(visit_at).min();
+        let due = [due, visit_at, lines_at].into_iter().flatten().min();
         tokio::select! {
             biased;
             _ = gone.wait_for(|gone| *gone) => return,
@@ -95,9 +96,25 @@ fn visit<C: Connector, M: Mode<C::Conn>>(
         *visit_at = Some(visit_at.map_or(next, |at| at.min(next)));
     }
     if visit_at.is_some_and(|at| at <= now) {
-        let (again, work) = inner.exchange.visit(now);
+        let (again, work) = inner.exchange.visit_links(now);
         inner.act(work);
         *visit_at = again.then_some(next);
+    }
+}
+
+/// Visits the lines, if it is time.
+fn visit_lines<C: Connector, M: Mode<C::Conn>>(
+    inner: &Arc<Inner<C, M>>,
+    now: Instant,
+    lines_at: &mut Option<Instant>,
+) {
+    if inner.lines_used.swap(false, Ordering::Relaxed) && lines_at.is_none() {
+        *lines_at = Some(now + LINE_VISIT);
+    }
+    if lines_at.is_some_and(|at| at <= now) {
+        let (again, work) = inner.exchange.visit_lines(now);
+        inner.act(work);
+        *lines_at = again.then_some(now + LINE_VISIT);
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::connector::{Connector, Dial, News, Report, Reporter};
 use super::error::DialError;
-use super::exchange::{self, Exchange, Given, Mode};
+use super::exchange::{self, Exchange, Given, Mode, Waiting};
 use super::{driver, log};
 use crate::dial::Machine;
 use crate::sys;
@@ -55,6 +55,8 @@ pub(super) struct Inner<C: Connector, M: Mode<C::Conn>> {
     pub(super) rouse: Notify,
     /// Some stash has begun to be used.
     pub(super) stashes_used: AtomicBool,
+    /// Somebody stands in some shard's line.
+    pub(super) lines_used: AtomicBool,
     /// How often stashes and idle connections are looked after, in nanoseconds.
     pub(super) visit_interval: AtomicU64,
     /// A drain has ended.
@@ -75,6 +77,21 @@ impl<C: Connector, M: Mode<C::Conn>> Inner<C, M> {
         }
     }
 
+    /// Waits in the line of this thread's shard, if that is possible now.
+    pub(super) fn line_up(
+        &self,
+        now: Instant,
+        deadline: Instant,
+        waker: &Waker,
+    ) -> Option<Waiting<M::Held, SiteOf<C>>> {
+        let (waiting, first) = self.exchange.line_up(self.shard(), now, deadline, waker)?;
+        if first {
+            self.lines_used.store(true, Ordering::Relaxed);
+            self.rouse.notify_one();
+        }
+        Some(waiting)
+    }
+
     /// Gives back what a lease held.
     pub(super) fn give(self: &Arc<Self>, held: M::Held, outcome: Outcome) {
         match self.exchange.give(self.shard(), held, outcome, sys::now) {
@@ -83,6 +100,7 @@ impl<C: Connector, M: Mode<C::Conn>> Inner<C, M> {
                 self.stashes_used.store(true, Ordering::Relaxed);
                 self.rouse.notify_one();
             }
+            Given::Handed(waker) => waker.into_iter().for_each(Waker::wake),
             Given::Hub(work) => self.act(work),
         }
     }

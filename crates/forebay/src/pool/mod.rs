@@ -338,8 +338,9 @@ impl<C: Connector, M: Mode<C::Conn>> Builder<C, M> {
         self
     }
 
-    /// Sets over how many stashes threads are spread; rounded up to a power of two. Default: one per core, but one on
-    /// a single-threaded runtime, and no more than a quarter of `connections_max`.
+    /// Sets over how many shards threads are spread; rounded up to a power of two. With one, waiters are served exactly
+    /// in order; with several, order between waiters of different threads is kept to about 20 ms. Default: one per
+    /// core, but one on a single-threaded runtime, and no more than a quarter of `connections_max`.
     pub const fn shards(mut self, shards: usize) -> Self {
         self.shards = Some(shards);
         self
@@ -373,6 +374,7 @@ impl<C: Connector, M: Mode<C::Conn>> Builder<C, M> {
             endpoints: Mutex::new(HashMap::new()),
             rouse: Notify::new(),
             stashes_used: AtomicBool::new(false),
+            lines_used: AtomicBool::new(false),
             visit_interval: AtomicU64::new(exchange::visit_interval(&self.config).as_nanos() as u64),
             drained: Notify::new(),
             gone: watch::Sender::new(false),

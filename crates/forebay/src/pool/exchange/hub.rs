@@ -5,14 +5,16 @@ use std::task::Waker;
 use std::time::Duration;
 
 use forebay_core::{
-    Action, Cause, Config, ConfigError, EndpointId, Engine, Event, IdleOrder, Instant, Lease as Token,
-    Outcome, Permits, Removal, SlotId, Snapshot, State, TicketId,
+    Acquired, Action, Cause, Config, ConfigError, EndpointId, Engine, Event, IdleOrder, Instant,
+    Lease as Token, Outcome, Overflow, Permits, Refusal, Removal, SlotId, Snapshot, State, TicketError,
+    TicketId,
 };
 
-use super::cell::Cell;
+use super::cell::{self, Cell, NotGranted};
 use super::mode::{Mode, Terms};
+use super::shard::Waiter;
 use super::sync::Arc;
-use super::{Target, Waiting};
+use super::{NEWS, Target};
 
 /// What is to be done with no lock held. Small: most of the time it is one waiter to wake.
 pub(crate) struct Work<T, M: Mode<T>, D> {
@@ -101,13 +103,17 @@ impl<T, M: Mode<T>, D> Work<T, M, D> {
     }
 }
 
+type CellOf<T, M, D> = Arc<Cell<<M as Mode<T>>::Held, D>>;
+
 /// One endpoint's connections and waiters, by the engine's small numbers.
 struct Site<T, M: Mode<T>, D> {
     id: EndpointId,
     data: D,
     stands: Vec<Stand<M::Place>>,
-    cells: Vec<Option<Arc<Cell<M::Held>>>>,
+    cells: Vec<Option<CellOf<T, M, D>>>,
     order: IdleOrder,
+    overflow: Overflow,
+    waiters_max: u32,
     /// Something failed, and nothing has succeeded since: the engine wants to hear of the next success.
     unproven: bool,
 }
@@ -133,11 +139,14 @@ pub(crate) struct Hub<T, M: Mode<T>, D> {
     /// Tickets in the engine.
     waiting: u32,
     /// Cells that were filled, the longest ago first; most are free to be used again.
-    cells: VecDeque<Arc<Cell<M::Held>>>,
-    /// The gate without its lowest bit. See the parent module.
+    cells: VecDeque<CellOf<T, M, D>>,
+    /// The gate without its flags. See the parent module.
     pub(super) gate: u64,
-    /// What came out of the stashes a moment ago; empty between calls.
+    /// Whether shards have lines of their own. See the parent module.
+    pub(super) local: bool,
+    /// What came out of the shards a moment ago; empty between calls.
     pub(super) recalled: Vec<M::Held>,
+    pub(super) recalled_waiters: Vec<Waiter<M::Held, D>>,
     work: Work<T, M, D>,
     /// When the driver gets up next.
     driver_due: Instant,
@@ -157,7 +166,9 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
             waiting: 0,
             cells: VecDeque::new(),
             gate: 0,
+            local: false,
             recalled: Vec::new(),
+            recalled_waiters: Vec::new(),
             work: Work::default(),
             driver_due: Instant::MAX,
             unwatched: false,
@@ -208,20 +219,74 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
         held
     }
 
-    pub(super) fn line_up(
-        &mut self,
-        now: Instant,
-        ticket: TicketId,
-        waker: &Waker,
-    ) -> Option<Waiting<M::Held, D>> {
-        let cell = self.free_cell(waker.clone());
+    /// Puts somebody in the engine's line.
+    pub(super) fn line_up(&mut self, ticket: TicketId, cell: Arc<Cell<M::Held, D>>) {
+        cell.set_ticket(ticket);
         self.waiting += 1;
-        let site = self.site_mut(ticket.endpoint())?;
+        let Some(site) = self.site_mut(ticket.endpoint()) else { return };
         if site.cells.len() <= ticket.index() {
             site.cells.resize_with(ticket.index() + 1, || None);
         }
-        site.cells[ticket.index()] = Some(Arc::clone(&cell));
-        Some(Waiting { ticket, cell, data: site.data.clone(), since: now })
+        site.cells[ticket.index()] = Some(cell);
+    }
+
+    pub(super) fn free_cell(&mut self, waker: &Waker) -> Arc<Cell<M::Held, D>> {
+        cell::free(&mut self.cells, waker.clone())
+    }
+
+    /// Puts those who waited in shards in the engine's line, the longest waiting first.
+    pub(super) fn line_up_recalled(&mut self, now: Instant) {
+        let mut waiters = std::mem::take(&mut self.recalled_waiters);
+        waiters.sort_by_key(|waiter| waiter.since);
+        for Waiter { cell, since, deadline } in waiters.drain(..) {
+            let id = self.target(now, Target::Any(0));
+            let acquired = id.map_or(Acquired::Refused(Refusal::NoEndpoint), |id| {
+                self.engine.acquire_since(now, id, deadline, since)
+            });
+            let granted = match acquired {
+                Acquired::Wait(ticket) => {
+                    self.line_up(ticket, cell);
+                    continue;
+                }
+                Acquired::Lease(token) => match self.lend(token) {
+                    Some(held) => Ok(held),
+                    None => continue,
+                },
+                Acquired::Refused(refusal) => {
+                    Err(NotGranted::Refused(refusal, id.and_then(|id| self.data(id)).cloned()))
+                }
+            };
+            let waker = cell.fill(granted);
+            self.cells.push_back(cell);
+            self.work.wake(waker);
+        }
+        self.recalled_waiters = waiters;
+    }
+
+    /// Since when the oldest ticket has waited, while there is one endpoint.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.engine.oldest_ticket(self.only?)
+    }
+
+    /// Whether shards may have lines of their own: the pool is full and does nothing but wait for leases to come back,
+    /// and `more` waiters beyond the engine's would not be too many.
+    pub(super) fn may_be_local(&self, more: u32) -> bool {
+        let Some(site) = self.only.filter(|_| self.stashes).and_then(|id| self.site(id)) else {
+            return false;
+        };
+        site.overflow == Overflow::Wait
+            && self.waiting + more <= site.waiters_max
+            && self.engine.is_full(site.id)
+    }
+
+    /// Something happened that the engine decides upon.
+    pub(super) const fn note_news(&mut self) {
+        self.gate = self.gate.wrapping_add(NEWS);
+    }
+
+    /// Notes that somebody is to be woken.
+    pub(super) fn wake(&mut self, waker: Option<Waker>) {
+        self.work.wake(waker);
     }
 
     /// Returns whether the ticket still waited.
@@ -336,6 +401,8 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
             stands: Vec::new(),
             cells: Vec::new(),
             order: config.order,
+            overflow: config.overflow,
+            waiters_max: config.waiters_max,
             unproven: false,
         });
         self.count_sites();
@@ -357,6 +424,8 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
         self.engine.handle_config(now, id, config)?;
         if let Some(site) = self.site_mut(id) {
             site.order = config.order;
+            site.overflow = config.overflow;
+            site.waiters_max = config.waiters_max;
         }
         self.count_sites();
         Ok(())
@@ -464,13 +533,11 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
         std::mem::take(&mut self.work)
     }
 
-    fn answer(&mut self, ticket: TicketId, granted: super::Granted<M::Held>) {
-        let Some(cell) = self.site_mut(ticket.endpoint()).and_then(|site| site.cells[ticket.index()].take())
-        else {
-            return;
-        };
+    fn answer(&mut self, ticket: TicketId, granted: Result<M::Held, TicketError>) {
+        let Some(site) = self.site_mut(ticket.endpoint()) else { return };
+        let Some(cell) = site.cells[ticket.index()].take() else { return };
+        let waker = cell.fill(granted.map_err(|error| NotGranted::Ticket(error, Some(site.data.clone()))));
         self.waiting -= 1;
-        let waker = cell.fill(granted);
         self.cells.push_back(cell);
         self.work.wake(waker);
     }
@@ -480,14 +547,6 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
         let stand = self.site_mut(slot.endpoint()).and_then(|site| site.stands.get_mut(slot.index()));
         let place = stand.and_then(|stand| stand.place.take());
         self.work.close(slot, place);
-    }
-
-    fn free_cell(&mut self, waker: Waker) -> Arc<Cell<M::Held>> {
-        if let Some(cell) = self.cells.front_mut().and_then(Arc::get_mut) {
-            cell.reset(waker);
-            return self.cells.pop_front().expect("it was there a line above");
-        }
-        Arc::new(Cell::new(waker))
     }
 
     fn forget_gone(&mut self) {
