@@ -1,2 +1,2 @@
-//! The forebay command.
+//! x
 fn main() {}

@@ -1,0 +1,258 @@
+use forebay_dns::{PoolMode, StrategyName};
+use toml::Value;
+
+use super::*;
+
+fn machine() -> Machine {
+    Machine { resolvers: vec!["192.0.2.53".parse().unwrap()], cores: 2, token: None }
+}
+
+fn wrong(text: &str) -> String {
+    Config::parse("f.toml", text, &machine()).expect_err("something is wrong").to_string()
+}
+
+fn first_line(text: &str) -> String {
+    wrong(text).lines().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn an_empty_dns_table_is_a_whole_configuration() {
+    let config = Config::parse("f.toml", "[dns]\n", &machine()).unwrap();
+    assert_eq!(config.dns.upstreams()[0].to_string(), "udp://192.0.2.53:53");
+    assert_eq!(config.dns.workers(), 2);
+    assert_eq!(
+        config.admin,
+        AdminConfig { listen: Some(AdminConfig::DEFAULT), is_explicit: false, token: None }
+    );
+    assert_eq!(config.log, LogSettings::default());
+}
+
+#[test]
+fn a_file_without_a_server_says_what_to_write() {
+    assert!(first_line("").contains("add a line [dns]"), "{}", wrong(""));
+    assert!(first_line("[log]\nlevel = \"warn\"").contains("add a line [dns]"));
+}
+
+#[test]
+fn each_mistake_is_one_line_with_its_place_and_what_may_be() {
+    let cases = [
+        (
+            "[dns]\nworkers = -1",
+            "f.toml:2: dns.workers: -1 is out of range; it must be 0 to 9223372036854775807",
+        ),
+        ("[dns]\nudp_size = 70000", "f.toml:2: dns.udp_size: 70000 is out of range; it must be 0 to 65535"),
+        (
+            "[dns.udp]\ncapacity = \"8\"",
+            "f.toml:2: dns.udp.capacity: is a text; write the number without quotes: 8",
+        ),
+        (
+            "[dns.udp]\ncapacity = 1.5",
+            "f.toml:2: dns.udp.capacity: is a number with a fraction; it must be a whole number",
+        ),
+        ("[dns]\nlisten = \":53\"", "f.toml:2: dns.listen: is a text; it must be an array, like [\":53\"]"),
+        ("[dns]\nlisten = [\n  3]", "f.toml:2: dns.listen: each element must be a text in quotes"),
+        (
+            "[dns]\nstrategy = \"sequentail\"",
+            "f.toml:2: dns.strategy: `sequentail` is not one of sequential, round_robin, random, least_inflight; \
+             did you mean `sequential`?",
+        ),
+        (
+            "[dns]\nstrategy = 1",
+            "f.toml:2: dns.strategy: is a number; it must be one of sequential, round_robin, random, least_inflight",
+        ),
+        ("[dns]\npool = false", "f.toml:2: dns.pool: is true or false; it must be one of on, off"),
+        (
+            "[dns]\nquery_timeout = 30",
+            "f.toml:2: dns.query_timeout: `30` has no unit: write a time like \"30s\"",
+        ),
+        (
+            "[dns]\nquery_timeout = \"30\"",
+            "f.toml:2: dns.query_timeout: `30` is not a time like 30s, 250ms, 5m or 1h",
+        ),
+        (
+            "[dns]\ncache_size = \"64MB\"",
+            "f.toml:2: dns.cache_size: `64MB` is not a size like 64MiB, 512KiB, 1GiB or 0",
+        ),
+        (
+            "[admin]\nlisten = \"x\"",
+            "f.toml:2: admin.listen: `x` is not an address with a port, like 127.0.0.1:9053 or [::1]:9053, nor `none`",
+        ),
+        (
+            "[log]\nlevel = \"inf\"",
+            "f.toml:2: log.level: `inf` is not one of error, warn, info, debug, trace; \
+          did you mean `info`?",
+        ),
+        ("[dnss]", "f.toml:1: dnss: unknown key; did you mean `dns`?"),
+        ("[dns.udp]\ncapcity = 3", "f.toml:2: dns.udp.capcity: unknown key; did you mean `capacity`?"),
+        (
+            "[dns]\ndial_timeout = \"3s\"",
+            "f.toml:2: dns.dial_timeout: unknown key here; it belongs to [dns.stream]",
+        ),
+        (
+            "[dns]\ncapacity = 4",
+            "f.toml:2: dns.capacity: unknown key here; it belongs to [dns.stream] or [dns.udp]",
+        ),
+        ("[log]\nfoo = 4", "f.toml:2: log.foo: unknown key; [log] may have format, level"),
+        ("dns = 3", "f.toml:1: dns: is a number; it must be a table, like [dns]"),
+        ("[[dns]]", "f.toml:1: dns: is an array; it must be a table, like [dns]"),
+        ("[dns.workers]", "f.toml:1: dns.workers: is a table; it must be a value"),
+        ("[dns]\nworkers = 1\nworkers = 2", "f.toml:3: duplicate key"),
+        ("[dns]\nworkers", "f.toml:2: key with no value, expected `=`"),
+        ("[dns.udp]\ncapacity = 0", "f.toml:2: dns.udp.capacity: is 0; it must be at least 1"),
+        (
+            "[dns]\nstream.connections_max = 0",
+            "f.toml:2: dns.stream.connections_max: is 0; it must be at least 1",
+        ),
+        (
+            "[dns]\ncache_size = \"1KiB\"",
+            "f.toml:2: dns.cache_size: 1KiB is too small for 2 workers: 16KiB for each, or 0 for no cache",
+        ),
+        (
+            "[dns]\nlisten = [\"a\"]",
+            "f.toml:2: dns.listen: `a` is not an address like 127.0.0.1:5300, [::1]:5300 or :53",
+        ),
+        (
+            "[dns]\nupstreams = [\"http://192.0.2.1\"]",
+            "f.toml:2: dns.upstreams: `http://192.0.2.1`: unknown scheme `http://`: use udp:// or tcp://",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(first_line(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn the_line_itself_is_shown() {
+    assert!(wrong("[dns]\n\nworkers = -1 # one").ends_with("\n    3 | workers = -1 # one"));
+    assert!(wrong("[dns]\nwor\u{1b}[31m = 1").lines().all(|line| !line.contains('\u{1b}')));
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let text = "[dns]\nworkers = -1\nfoo = 2\n[dns.udp]\ncapacity = \"x\"\n[log]\nlevel = 3\n";
+    let problems = Config::parse("f.toml", text, &machine()).unwrap_err();
+    let lines: Vec<_> = problems.list().iter().map(|problem| problem.line.unwrap()).collect();
+    assert_eq!(lines, [2, 3, 5, 7]);
+    let problems =
+        Config::parse("f.toml", "[dns]\nlisten = []\n[admin]\ntoken = \"short\"", &machine()).unwrap_err();
+    let lines: Vec<_> = problems.list().iter().map(|problem| problem.line.unwrap()).collect();
+    assert_eq!(lines, [2, 4]);
+}
+
+#[test]
+fn a_default_that_does_not_fit_points_at_the_table_around_it() {
+    // 8 sockets for each of 1000 workers cannot be; `connections_min` itself is not written.
+    let text = "[dns]\nworkers = 200\n[dns.udp]\nconnections_max = 100";
+    let line = first_line(text);
+    assert!(line.starts_with("f.toml:3: dns.udp.connections_min:"), "{line}");
+}
+
+#[test]
+fn admin_beyond_loopback_needs_a_token() {
+    let text = "[dns]\n[admin]\nlisten = \"0.0.0.0:9053\"\n";
+    let line = first_line(text);
+    assert!(line.starts_with("f.toml:3: admin.listen:") && line.contains("admin.token"), "{line}");
+    let with_token = format!("{text}token = \"0123456789abcdef\"");
+    let admin = Config::parse("f.toml", &with_token, &machine()).unwrap().admin;
+    assert_eq!(admin.token.as_deref(), Some("0123456789abcdef"));
+    let machine = Machine { token: Some("fedcba9876543210".to_owned()), ..machine() };
+    let admin = Config::parse("f.toml", text, &machine).unwrap().admin;
+    assert_eq!(admin.token.as_deref(), Some("fedcba9876543210"));
+    let admin = Config::parse("f.toml", &with_token, &machine).unwrap().admin;
+    assert_eq!(admin.token.as_deref(), Some("0123456789abcdef"), "the file's token goes first");
+    assert!(first_line("[dns]\n[admin]\ntoken = \"0123456789abcde\"").contains("too short"));
+    assert!(first_line("[dns]\n[admin]\ntoken = \"0123456789 abcdef\"").contains("visible ASCII"));
+}
+
+#[test]
+fn admin_can_be_nowhere() {
+    let config = Config::parse("f.toml", "[dns]\n[admin]\nlisten = \"none\"", &machine()).unwrap();
+    assert_eq!(config.admin.listen, None);
+}
+
+/// Every key, set to a value that differs from the default.
+const OTHER: &str = r#"
+[dns]
+listen = ["127.0.0.1:5301", "[::1]:5301"]
+upstreams = ["tcp://192.0.2.1", "192.0.2.2:5353"]
+strategy = "least_inflight"
+workers = 3
+cache_size = "1GiB"
+ttl_min = "1s"
+ttl_max = "2h"
+negative_ttl_max = "1m"
+attempt_timeout = "500ms"
+query_timeout = "3s"
+attempts_max = 4
+waiting_max = 100
+udp_size = 1400
+pool = "off"
+
+[dns.udp]
+connections_min = 2
+connections_max = 99
+capacity = 7
+age_max = "1m"
+uses_max = 300
+idle_timeout = "5s"
+
+[dns.stream]
+connections_min = 1
+connections_max = 9
+capacity = 6
+idle_timeout = "3s"
+dial_timeout = "1s"
+
+[dns.clients]
+connections_max = 12
+queries_max = 13
+idle_timeout = "14s"
+
+[admin]
+listen = "127.0.0.1:1"
+token = "0123456789abcdef"
+
+[log]
+level = "debug"
+format = "json"
+"#;
+
+#[test]
+fn every_key_can_be_set_and_written_back() {
+    let file = File::parse("f.toml", OTHER).unwrap();
+    let again = File::parse("again", &toml::to_string(&file).unwrap()).unwrap();
+    assert_eq!(file, again);
+    let dns = file.dns.as_ref().unwrap();
+    assert_eq!((dns.strategy, dns.pool), (StrategyName::LeastInflight, PoolMode::Off));
+    differs(&Value::try_from(&file).unwrap(), &Value::try_from(File::model()).unwrap(), "");
+    Config::parse("f.toml", OTHER, &machine()).unwrap();
+}
+
+/// Checks that every key of the model is there with another value: a new key must come into `OTHER` too.
+fn differs(value: &Value, model: &Value, path: &str) {
+    match (value, model) {
+        (Value::Table(value), Value::Table(model)) => {
+            for (key, model) in model {
+                let path = format!("{path}.{key}");
+                differs(value.get(key).unwrap_or_else(|| panic!("{path} is not set")), model, &path);
+            }
+        }
+        _ => assert_ne!(value, model, "{path} is at its default"),
+    }
+}
+
+#[test]
+fn nothing_a_file_may_hold_makes_the_reader_panic() {
+    let pieces = [
+        "[dns]", "[[dns]]", "\n", "=", "listen", "[", "]", "\"", "'''", "{", "}", ".", "1", "\u{0}", "é",
+        "dns", "#",
+    ];
+    let mut rng = forebay_core::Rng::new(7);
+    for _ in 0..20_000 {
+        let length = rng.below(12) as usize;
+        let text: String = (0..length).map(|_| pieces[rng.below(17) as usize]).collect();
+        if let Err(problems) = Config::parse("f.toml", &text, &machine()) {
+            assert!(!problems.to_string().is_empty());
+        }
+    }
+}
