@@ -10,7 +10,7 @@ use forebay::blame::cause_of;
 use forebay::sys::{self, TcpOptions, UdpOptions};
 use forebay_core::{Cause, Instant, SlotId};
 use forebay_dns_core::forwarder::Carrier;
-use tokio::io::Interest;
+use tokio::io::{Interest, Ready};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Notify;
 
@@ -71,9 +71,12 @@ fn open_datagram(remote: SocketAddr) -> io::Result<Rc<UdpSocket>> {
 }
 
 async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: Rc<UdpSocket>) {
+    // What ICMP says of a query comes as an error without anything to read.
+    let interest = Interest::READABLE | Interest::ERROR;
     loop {
-        let ready = socket.readable().await;
+        let ready = socket.ready(interest).await;
         let Some(mut batch) = shell.state.borrow_mut().batch.take() else { continue };
+        let error_ready = ready.as_ref().is_ok_and(|ready: &Ready| ready.is_error());
         let mut failure = ready.err();
         while failure.is_none() {
             match socket.try_io(Interest::READABLE, || batch.recv(socket.as_fd())) {
@@ -90,6 +93,11 @@ async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: R
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => failure = Some(error),
             }
+        }
+        if error_ready && failure.is_none() {
+            // Tokio takes one interest at a time here, and forgets the readiness when there is nothing after all.
+            let look = || socket.take_error()?.map_or(Err(io::ErrorKind::WouldBlock.into()), Ok);
+            failure = socket.try_io(Interest::ERROR, look).ok();
         }
         shell.state.borrow_mut().batch = Some(batch);
         if let Some(error) = failure {

@@ -10,6 +10,7 @@ use forebay::sys::SendBatch;
 use forebay::sys::udp::MESSAGES_MAX;
 use forebay_core::{Cause, SlotId};
 use forebay_dns_core::forwarder::{Client, Outbox};
+use socket2::SockRef;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -219,7 +220,8 @@ impl Outbox for Mail {
             LinkIo::Datagram(socket) => {
                 self.scratch.clear();
                 write(&mut self.scratch);
-                match socket.try_send(&self.scratch) {
+                // Not by the runtime: it would not let a new socket write before its first turn of waiting.
+                match SockRef::from(&**socket).send(&self.scratch) {
                     Ok(_) => {}
                     // The socket's buffer is full: as good as lost on the way, and asked again after the time-out.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.dropped += 1,

@@ -305,6 +305,19 @@ impl Flights {
         }
     }
 
+    /// Whether an attempt waits for a connection to this upstream.
+    pub(crate) fn stands_in_line(&self, flight: u32, upstream: u16) -> bool {
+        let mut at = self.flights[flight as usize].attempts;
+        while at != NONE {
+            let attempt = &self.attempts[at as usize];
+            if attempt.upstream == upstream && matches!(attempt.state, AttemptState::Line(_)) {
+                return true;
+            }
+            at = attempt.next;
+        }
+        false
+    }
+
     /// Shows each attempt that is on its way: its connection, and whether it was late already.
     pub(crate) fn for_each_sent(&self, flight: u32, mut see: impl FnMut(SlotId, bool)) {
         let mut at = self.flights[flight as usize].attempts;

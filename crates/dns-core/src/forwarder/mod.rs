@@ -340,14 +340,13 @@ impl Forwarder {
             if !self.flights.is_in_use(flight) {
                 continue;
             }
+            self.note_silence(now, flight);
             if now >= self.flights.flight(flight).deadline {
                 self.fail(now, flight, out);
-                continue;
+            } else {
+                self.flights.mark_late(flight);
+                self.attempt(now, flight, out);
             }
-            self.note_silence(now, flight);
-            self.flights.mark_late(flight);
-            self.flights.flight_mut(flight).failure = Some(Cause::Timeout);
-            self.attempt(now, flight, out);
         }
         self.engine.handle_timeout(now);
         self.process(now, out);
@@ -497,6 +496,10 @@ impl Forwarder {
             }
             let (upstream, stream, deadline) = (this.cursor % n, this.stream, this.deadline);
             this.cursor = this.cursor.wrapping_add(1) % n;
+            if self.flights.stands_in_line(flight, upstream as u16) {
+                continue;
+            }
+            let this = self.flights.flight_mut(flight);
             this.tries += 1;
             let retry = this.tries > 1;
             let endpoint = self.endpoint_of(upstream, stream);
@@ -747,11 +750,13 @@ impl Forwarder {
         }
     }
 
-    /// The attempts of a flight have not been answered in time: notes it on their connections, and gives up streams
-    /// that have answered nothing for long.
+    /// The attempts of a flight have not been answered in time: notes it on the flight and on their connections, and
+    /// gives up streams that have answered nothing for long.
     fn note_silence(&mut self, now: Instant, flight: u32) {
         let mut dead = None;
+        let mut asked = false;
         self.flights.for_each_sent(flight, |slot, late| {
+            asked = true;
             if late {
                 return;
             }
@@ -762,6 +767,9 @@ impl Forwarder {
                 }
             }
         });
+        // Who only stood in line has heard nothing of any upstream: the limit was ours.
+        let this = self.flights.flight_mut(flight);
+        this.failure = if asked { Some(Cause::Timeout) } else { this.failure.or(Some(Cause::Limit)) };
         if let Some(slot) = dead
             && self.carrier(slot) == Carrier::Stream
         {
