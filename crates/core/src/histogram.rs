@@ -35,9 +35,14 @@ impl std::fmt::Debug for Histogram {
 impl Histogram {
     /// Counts one value.
     pub fn record(&mut self, value: u64) {
-        self.buckets[bucket(value)] += 1;
-        self.count += 1;
-        self.sum = self.sum.saturating_add(value);
+        self.record_n(value, 1);
+    }
+
+    /// Counts one value `n` times, as for a sample that stands for `n`.
+    pub fn record_n(&mut self, value: u64, n: u64) {
+        self.buckets[bucket(value)] += n;
+        self.count += n;
+        self.sum = self.sum.saturating_add(value.saturating_mul(n));
         self.max = self.max.max(value);
     }
 

@@ -16,6 +16,8 @@ mod exchange;
 mod inner;
 mod lease;
 mod log;
+#[cfg(test)]
+mod model;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -415,7 +415,7 @@ impl<T, M: Mode<T>, D: Clone> Exchange<T, M, D> {
             snapshot.idle += stashed;
             snapshot.waiting += shard.waiting() as u32;
             snapshot.counters.add_acquires(AcquireOutcome::Reused, shard.hits());
-            snapshot.counters.add_acquires(AcquireOutcome::Waited, shard.waits().count());
+            snapshot.counters.add_acquires(AcquireOutcome::Waited, shard.handed());
             snapshot.counters.wait.merge(shard.waits());
         }
         figures

@@ -17,6 +17,9 @@ const LINKS_MAX: u32 = 64;
 /// Waiters in one line at most; the next one stands in the engine's line.
 pub(super) const WAITERS_MAX: usize = 256;
 
+/// Of how many waits in a line one is timed.
+const SAMPLE: u64 = 8;
+
 /// Who has less time than this stands in the engine's line, which knows deadlines. Several times longer than anybody
 /// stands in a shard's.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -37,7 +40,9 @@ pub(super) struct Shard<H, D> {
     watched: bool,
     /// When the driver came last.
     last_visit: Instant,
-    /// How long those had waited who were served from `line`.
+    /// Acquires served from `line`.
+    handed: u64,
+    /// How long they had waited: one in [`SAMPLE`] stands for all, as reading the clock costs as much as the rest.
     waits: Histogram,
     cells: VecDeque<Arc<Cell<H, D>>>,
 }
@@ -60,6 +65,7 @@ impl<H, D> Shard<H, D> {
             line: VecDeque::new(),
             watched: false,
             last_visit: Instant::ZERO,
+            handed: 0,
             waits: Histogram::default(),
             cells: VecDeque::new(),
         }
@@ -81,6 +87,10 @@ impl<H, D> Shard<H, D> {
 
     pub(super) const fn hits(&self) -> u64 {
         self.hits
+    }
+
+    pub(super) const fn handed(&self) -> u64 {
+        self.handed
     }
 
     pub(super) const fn waits(&self) -> &Histogram {
@@ -158,7 +168,11 @@ impl<H, D> Shard<H, D> {
         let Some(waiter) = self.line.pop_front() else { return Err(held) };
         terms.lend_on();
         token.mark_reused();
-        self.waits.record_duration(now().saturating_duration_since(waiter.since));
+        if self.handed.is_multiple_of(SAMPLE) {
+            let waited = now().saturating_duration_since(waiter.since);
+            self.waits.record_n(waited.as_nanos() as u64, SAMPLE);
+        }
+        self.handed += 1;
         let waker = waiter.cell.fill(Ok(held));
         self.cells.push_back(waiter.cell);
         Ok(waker)
