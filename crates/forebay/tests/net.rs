@@ -305,8 +305,10 @@ async fn certificate_for_another_name_is_a_tls_failure_that_says_so() {
 async fn certificate_of_an_unknown_signer_is_a_tls_failure_that_says_so() {
     let (address, ..) = tls_echo().await;
     let (_, stranger, _) = tls_echo().await;
-    let pool =
-        Pool::builder(Tls::default()).endpoint(tls_endpoint(address, "localhost", &stranger)).build().unwrap();
+    let pool = Pool::builder(Tls::default())
+        .endpoint(tls_endpoint(address, "localhost", &stranger))
+        .build()
+        .unwrap();
     let error = pool.acquire().await.unwrap_err();
     assert_eq!(error.cause(), Some(Cause::Tls));
     assert!(error.to_string().contains("TLS handshake failed"), "{error}");
@@ -358,8 +360,12 @@ fn in_a_small_network(work: impl AsyncFn(SocketAddr) + Send + Sync) {
 fn storm_without_a_budget_is_this_machines_fault_and_passes() {
     in_a_small_network(async |address| {
         let config = Config { connections_max: 500, dials_max: 500, ..Config::default() };
-        let pool =
-            Pool::builder(Tcp::default()).name("storm").endpoint(address.into()).config(config).build().unwrap();
+        let pool = Pool::builder(Tcp::default())
+            .name("storm")
+            .endpoint(address.into())
+            .config(config)
+            .build()
+            .unwrap();
         // Somebody else has taken every port but ten.
         let mut others = Vec::new();
         for _ in 0..PORTS - 10 {

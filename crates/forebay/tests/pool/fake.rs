@@ -9,7 +9,7 @@ use forebay::{Cause, Connector, Dial, DialError, Reporter};
 
 /// What one dial does.
 #[derive(Clone, Copy, Debug)]
-pub enum Plan {
+pub(crate) enum Plan {
     Succeed,
     Fail(Cause),
     /// Succeeds after this time.
@@ -20,40 +20,40 @@ pub enum Plan {
 
 /// What the world sees of the connector.
 #[derive(Debug, Default)]
-pub struct World {
+pub(crate) struct World {
     /// For the next dials; then they succeed.
-    pub plans: Mutex<VecDeque<Plan>>,
-    pub dials: AtomicU32,
+    pub(crate) plans: Mutex<VecDeque<Plan>>,
+    pub(crate) dials: AtomicU32,
     /// Connections that exist.
-    pub open: AtomicU32,
+    pub(crate) open: AtomicU32,
     /// The most that ever existed.
-    pub open_max: AtomicU32,
-    pub capacity: AtomicU32,
-    pub reuse_on_drop: AtomicBool,
-    pub reporters: Mutex<Vec<Reporter>>,
+    pub(crate) open_max: AtomicU32,
+    pub(crate) capacity: AtomicU32,
+    pub(crate) reuse_on_drop: AtomicBool,
+    pub(crate) reporters: Mutex<Vec<Reporter>>,
 }
 
 impl World {
-    pub fn plan(&self, plans: impl IntoIterator<Item = Plan>) {
+    pub(crate) fn plan(&self, plans: impl IntoIterator<Item = Plan>) {
         self.plans.lock().unwrap().extend(plans);
     }
 
-    pub fn dials(&self) -> u32 {
+    pub(crate) fn dials(&self) -> u32 {
         self.dials.load(Ordering::SeqCst)
     }
 
-    pub fn open(&self) -> u32 {
+    pub(crate) fn open(&self) -> u32 {
         self.open.load(Ordering::SeqCst)
     }
 }
 
 #[derive(Debug)]
-pub struct Fake {
-    pub world: Arc<World>,
+pub(crate) struct Fake {
+    pub(crate) world: Arc<World>,
 }
 
 impl Fake {
-    pub fn new() -> (Self, Arc<World>) {
+    pub(crate) fn new() -> (Self, Arc<World>) {
         let world = Arc::new(World::default());
         world.capacity.store(u32::MAX, Ordering::SeqCst);
         (Self { world: Arc::clone(&world) }, world)
@@ -62,11 +62,11 @@ impl Fake {
 
 /// A connection. It says that it is dead when the world says so.
 #[derive(Debug)]
-pub struct Conn {
-    pub number: u32,
-    pub dead: Arc<AtomicBool>,
+pub(crate) struct Conn {
+    pub(crate) number: u32,
+    pub(crate) dead: Arc<AtomicBool>,
     /// How often it was used, for tests that look for two users at once.
-    pub uses: u64,
+    pub(crate) uses: u64,
     world: Arc<World>,
 }
 

@@ -2,3 +2,5 @@
 
 mod basics;
 mod fake;
+mod promises;
+mod shared;
