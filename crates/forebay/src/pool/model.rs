@@ -240,7 +240,8 @@ fn waiters_in_lines_are_served_whoever_gives_back() {
 #[test]
 fn connections_that_break_are_replaced_for_those_who_wait() {
     check(policy(2), 2, 3, |world, number| {
-        let outcomes = [Outcome::Good, Outcome::Broken(Cause::Protocol), Outcome::Abandoned, Outcome::GoodLast];
+        let outcomes =
+            [Outcome::Good, Outcome::Broken(Cause::Protocol), Outcome::Abandoned, Outcome::GoodLast];
         for round in 0..3 {
             world.serve(number % 2, outcomes[(number + round) % outcomes.len()]);
         }
