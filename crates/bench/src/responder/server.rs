@@ -24,6 +24,12 @@ const WOKEN: u64 = u64::MAX - 2;
 /// Answers that wait at once; beyond it queries go unanswered, and memory stays bounded.
 const LATE_MAX: usize = 1 << 20;
 
+/// How late the kernel wakes a sleeper on an idle virtual machine. Sleep so much less, and poll for the rest…
+const WAKE_UP: Duration = Duration::from_micros(60);
+
+/// … while so few answers wait. With more, waking a little late gathers them, and polling would take the core.
+const POLLED_MAX: usize = 8;
+
 /// Bytes of unread answers at which a TCP connection is no longer read from.
 const OUTPUT_MAX: usize = 1 << 20;
 
@@ -99,7 +105,7 @@ impl Server {
         let mut batch = RecvBatch::new(64, 4096);
         let mut events: Vec<Event> = Vec::with_capacity(256);
         while !self.shared.stop.load(Relaxed) {
-            let timeout = self.late.next().map(|due| due.saturating_duration_since(now()));
+            let timeout = self.late.wait(now());
             events.clear();
             events.extend(self.epoll.wait(timeout)?);
             self.follow_script();
@@ -131,19 +137,19 @@ impl Server {
             // What ICMP says about answers that nobody waits for any more.
             Err(_) => return Ok(()),
         };
-        let arrived = if self.plan.is_prompt() { Instant::ZERO } else { now() };
+        let plan = Arc::clone(&self.plan);
+        let arrived = if plan.is_prompt() { Instant::ZERO } else { now() };
         for datagram in batch.datagrams() {
             self.shared.counters.saw_port(datagram.peer.port());
             let route = Route::Udp { peer: datagram.peer, local: datagram.local };
-            self.answer(datagram.bytes, route, arrived);
+            self.answer(&plan, datagram.bytes, route, arrived);
         }
         self.shared.counters.udp_queries.fetch_add(received as u64, Relaxed);
         Ok(())
     }
 
     /// Decides what becomes of one message, and sends or queues the answers.
-    fn answer(&mut self, message: &[u8], route: Route, arrived: Instant) {
-        let plan = Arc::clone(&self.plan);
+    fn answer(&mut self, plan: &Plan, message: &[u8], route: Route, arrived: Instant) {
         let script = &plan.script;
         let query = match answer::read(message) {
             Received::Query(query) => query,
@@ -329,6 +335,7 @@ impl Server {
             }
         }
         let input = std::mem::take(&mut connection.input);
+        let plan = Arc::clone(&self.plan);
         let arrived = now();
         let mut at = 0;
         while let Some(message) = framed(&input[at..]) {
@@ -343,7 +350,7 @@ impl Server {
             if self.plan.script.first_only && connection.queries > 1 {
                 continue;
             }
-            self.answer(message, Route::Tcp(token), arrived);
+            self.answer(&plan, message, Route::Tcp(token), arrived);
         }
         if let Some(connection) = self.connections[index].as_mut() {
             connection.input = input;
@@ -427,6 +434,12 @@ struct LateQueue {
 impl LateQueue {
     fn next(&self) -> Option<Instant> {
         self.order.peek().map(|Reverse((due, ..))| *due)
+    }
+
+    /// How long to sleep until the next is due; `None` when nothing waits.
+    fn wait(&self, now: Instant) -> Option<Duration> {
+        let rest = self.next()?.saturating_duration_since(now);
+        Some(if self.order.len() <= POLLED_MAX { rest.saturating_sub(WAKE_UP) } else { rest })
     }
 
     fn push(&mut self, due: Instant, route: Route, write: impl FnOnce(&mut Vec<u8>)) {
