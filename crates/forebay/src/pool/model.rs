@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering as StdOrdering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use forebay_core::{Balance, Cause, Config, Engine, Instant, Outcome, Permits, Removal};
 use shuttle::rand::Rng;
@@ -57,7 +58,7 @@ struct World {
 const NOW: Instant = Instant::from_nanos(1_000_000_000);
 
 fn never() -> Instant {
-    NOW + std::time::Duration::from_secs(60)
+    NOW + Duration::from_secs(60)
 }
 
 impl World {
@@ -95,7 +96,7 @@ impl World {
     }
 
     fn acquire(self: &Arc<Self>, shard: usize) -> Acquire {
-        Acquire { world: Arc::clone(self), shard, waiting: None }
+        Acquire { world: Arc::clone(self), shard, hurried: false, waiting: None }
     }
 
     fn give(&self, shard: usize, mut held: Held, outcome: Outcome) {
@@ -134,6 +135,8 @@ impl World {
 struct Acquire {
     world: Arc<World>,
     shard: usize,
+    /// Has too little time for a shard's line.
+    hurried: bool,
     waiting: Option<Waiting<Held, ()>>,
 }
 
@@ -155,10 +158,11 @@ impl Future for Acquire {
             if let Some(held) = world.exchange.take(self.shard) {
                 return self.used(held);
             }
-            if let Some((waiting, _)) = world.exchange.line_up(self.shard, NOW, never(), cx.waker()) {
+            let deadline = if self.hurried { NOW + Duration::from_millis(1) } else { never() };
+            if let Some((waiting, _)) = world.exchange.line_up(self.shard, NOW, deadline, cx.waker()) {
                 self.waiting = Some(waiting);
             } else {
-                let (answer, work) = world.exchange.acquire(NOW, Target::Any(0), never(), cx.waker());
+                let (answer, work) = world.exchange.acquire(NOW, Target::Any(0), deadline, cx.waker());
                 world.act(work);
                 match answer {
                     Answer::Held(held) => return self.used(held),
@@ -233,6 +237,21 @@ fn waiters_in_lines_are_served_whoever_gives_back() {
             let held = shuttle::future::block_on(world.acquire(number % 2));
             thread::yield_now();
             world.give((number + round) % 2, held, Outcome::Good);
+        }
+    });
+}
+
+#[test]
+fn lines_are_given_up_when_the_engines_line_may_become_too_long() {
+    // As many as stand in two shards' lines at most, and one more: with two tickets, lines would be too much.
+    let config = Config { waiters_max: 513, ..policy(1) };
+    check(config, 2, 5, |world, number| {
+        for _ in 0..2 {
+            let mut acquire = world.acquire(number % 2);
+            acquire.hurried = number < 3;
+            let held = shuttle::future::block_on(acquire);
+            thread::yield_now();
+            world.give(number % 2, held, Outcome::Good);
         }
     });
 }

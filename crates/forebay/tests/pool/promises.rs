@@ -3,8 +3,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use forebay::{
-    AcquireOutcome, Balance, Blame, BreakerConfig, BreakerState, BuildError, Cause, CloseReason, Config, Failure,
-    HealthConfig, IdleOrder, Overflow, Pool, Refusal, Removal, TicketError,
+    AcquireOutcome, Balance, Blame, BreakerConfig, BreakerState, BuildError, Cause, CloseReason, Config,
+    Failure, HealthConfig, IdleOrder, Overflow, Pool, Refusal, Removal, TicketError,
 };
 
 use crate::fake::{Fake, Plan, World};
@@ -93,7 +93,8 @@ async fn timeout_says_who_was_in_the_way() {
     let (pool, _) = pool_of(Config { connections_max: 1, ..Config::default() });
     let _held = pool.acquire().await.unwrap();
     let error = pool.acquire_until(soon(10)).await.unwrap_err();
-    let Failure::Waited(TicketError::Timeout { in_use: 1, waiters: 0, connecting: 0, .. }) = error.failure() else {
+    let Failure::Waited(TicketError::Timeout { in_use: 1, waiters: 0, connecting: 0, .. }) = error.failure()
+    else {
         panic!("{error}")
     };
     assert_eq!(error.blame(), Blame::Local);
@@ -128,8 +129,7 @@ async fn waiter_of_a_full_pool_with_time_left_is_timed_out_all_the_same() {
 async fn acquire_timeout_is_the_time_an_acquire_waits() {
     let (fake, world) = Fake::new();
     world.plan([Plan::Hang]);
-    let pool =
-        Pool::builder(fake).endpoint("a").acquire_timeout(Duration::from_millis(30)).build().unwrap();
+    let pool = Pool::builder(fake).endpoint("a").acquire_timeout(Duration::from_millis(30)).build().unwrap();
     let start = Instant::now();
     let error = pool.acquire().await.unwrap_err();
     assert!((30..500).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
@@ -391,8 +391,12 @@ async fn slower_endpoint_gets_less_under_p2c() {
 async fn same_seed_makes_the_same_choices() {
     let choices = async |seed| {
         let (fake, _) = Fake::new();
-        let pool =
-            Pool::builder(fake).endpoints(["a", "b", "c"]).balance(Balance::Random).seed(seed).build().unwrap();
+        let pool = Pool::builder(fake)
+            .endpoints(["a", "b", "c"])
+            .balance(Balance::Random)
+            .seed(seed)
+            .build()
+            .unwrap();
         let mut choices = Vec::new();
         for _ in 0..20 {
             let lease = pool.acquire().await.unwrap();
@@ -457,7 +461,10 @@ async fn raised_limit_serves_those_who_wait() {
     pool.set_config(Config { connections_max: 2, ..Config::default() }).unwrap();
     waiting.await.unwrap().unwrap();
     assert_eq!(world.open(), 2);
-    assert_eq!(pool.set_config(Config { connections_max: 0, ..Config::default() }).unwrap_err().field, "connections_max");
+    assert_eq!(
+        pool.set_config(Config { connections_max: 0, ..Config::default() }).unwrap_err().field,
+        "connections_max"
+    );
 }
 
 #[tokio::test]
@@ -556,6 +563,42 @@ async fn with_one_shard_threads_share_a_stash_and_with_many_they_do_not() {
         assert_eq!(lease.number == 1, same, "{shards} shards");
         lease.complete();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiter_of_one_thread_is_not_starved_by_those_of_another() {
+    let (fake, _) = Fake::new();
+    let config = Config { connections_max: 1, ..Config::default() };
+    let pool = Pool::builder(fake).endpoint("a").config(config).shards(64).build().unwrap();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let busy = std::thread::spawn({
+        let (pool, stop) = (pool.clone(), Arc::clone(&stop));
+        move || {
+            // Four tasks of one thread hand the only connection to each other, through their shard's line.
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let turn = async |pool: Pool<Fake>| {
+                while !stop.load(Ordering::Relaxed) {
+                    let lease = pool.acquire().await.unwrap();
+                    tokio::task::yield_now().await;
+                    lease.complete();
+                }
+            };
+            runtime.block_on(async {
+                tokio::join!(turn(pool.clone()), turn(pool.clone()), turn(pool.clone()), turn(pool.clone()))
+            });
+        }
+    });
+    until(|| pool.snapshot().counters().acquires(AcquireOutcome::Waited) > 100).await;
+    let mut waits = Vec::new();
+    for _ in 0..10 {
+        let start = Instant::now();
+        pool.acquire().await.unwrap().complete();
+        waits.push(start.elapsed());
+    }
+    stop.store(true, Ordering::Relaxed);
+    busy.join().unwrap();
+    waits.sort();
+    assert!(waits[5] < Duration::from_millis(100), "{waits:?}");
 }
 
 #[tokio::test]
