@@ -187,7 +187,6 @@ fn open_loop_counts_from_when_a_query_should_have_left() {
     let latency = report.latency.expect("answers");
     assert!(latency.min_us >= 10_000.0 && latency.max_us > 300_000.0, "{report}");
     assert!(report.held_back > report.sent / 2, "{report}");
-    assert!(!report.generator_limited, "the server is behind, not the generator\n{report}");
     assert_eq!(report.sent + report.unsent, 500, "{report}");
 }
 
@@ -440,7 +439,6 @@ fn report_has_the_servers_cpu_time_and_reads_on_one_screen() {
 
 #[test]
 fn busy_generator_says_so() {
-    // An echo of the query is no answer, but costs its server hardly anything: what is slow is the generator.
     let mut outcome = Outcome::new();
     outcome.sent = 1000;
     outcome.answered = 1000;
@@ -454,6 +452,12 @@ fn busy_generator_says_so() {
         report.generator_limited && report.to_string().contains("1.1 % of queries left more than 1 ms"),
         "{report}"
     );
+
+    // A server that is behind is not the generator's fault.
+    let mut outcome = Outcome::new();
+    (outcome.sent, outcome.held_back, outcome.sent_late) = (1000, 900, 10);
+    let report = DnsReport::new(&open, start, Outcome::merged(vec![outcome]), None);
+    assert!(!report.generator_limited && report.to_string().contains("held back   900"), "{report}");
 
     let mut outcome = Outcome::new();
     outcome.ended = start + Duration::from_secs(1);

@@ -137,6 +137,7 @@ impl Server {
             // What ICMP says about answers that nobody waits for any more.
             Err(_) => return Ok(()),
         };
+        self.shared.counters.udp_queries.fetch_add(received as u64, Relaxed);
         let plan = Arc::clone(&self.plan);
         let arrived = if plan.is_prompt() { Instant::ZERO } else { now() };
         for datagram in batch.datagrams() {
@@ -144,7 +145,6 @@ impl Server {
             let route = Route::Udp { peer: datagram.peer, local: datagram.local };
             self.answer(&plan, datagram.bytes, route, arrived);
         }
-        self.shared.counters.udp_queries.fetch_add(received as u64, Relaxed);
         Ok(())
     }
 
@@ -256,18 +256,20 @@ impl Server {
 
     /// Sends all UDP answers, waiting for room if the socket has none.
     fn flush(&mut self) -> io::Result<()> {
-        let mut sent = 0;
         while !self.out.is_empty() {
+            // Counted first: whoever has an answer finds it counted.
+            let waiting = self.out.len() as u64;
+            self.shared.counters.answers.fetch_add(waiting, Relaxed);
             let flush = self.out.flush(self.udp.as_fd())?;
-            sent += flush.sent as u64;
+            if flush.failed + flush.left > 0 {
+                let not_sent = (flush.failed + flush.left) as u64;
+                self.shared.counters.answers.fetch_sub(not_sent, Relaxed);
+            }
             if flush.left > 0 {
                 let mut room = Epoll::new(1)?;
                 room.add(&self.udp, 0, Interest::ReadWrite)?;
                 drop(room.wait(Some(Duration::from_millis(1)))?);
             }
-        }
-        if sent > 0 {
-            self.shared.counters.answers.fetch_add(sent, Relaxed);
         }
         Ok(())
     }
