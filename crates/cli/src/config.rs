@@ -132,10 +132,30 @@ impl Serialize for AdminListen {
 pub struct Machine {
     /// Its own resolvers, for when no upstream is named.
     pub resolvers: Vec<IpAddr>,
+    /// Why there are none, when there are none.
+    pub resolvers_trouble: String,
     /// How many cores the process may run on.
     pub cores: usize,
     /// The token of the environment, for when the configuration has none.
     pub token: Option<String>,
+}
+
+impl Machine {
+    /// Makes a configuration of the DNS server on this machine.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be.
+    pub fn dns(&self, settings: &Settings) -> Result<DnsConfig, SettingsError> {
+        DnsConfig::new(settings, &self.resolvers, self.cores).map_err(|error| {
+            if error.key == "upstreams" && settings.upstreams.is_empty() && self.resolvers.is_empty() {
+                let trouble = &self.resolvers_trouble;
+                let problem = format!("none named, and {trouble}: give one, like udp://192.0.2.53");
+                return SettingsError { problem, ..error };
+            }
+            error
+        })
+    }
 }
 
 /// A valid configuration of a process.
@@ -243,9 +263,7 @@ impl Config {
         let mut problems = Vec::new();
         let mut take = |table: &str, error: SettingsError| problems.push(index.locate(table, &error));
         let dns = match &file.dns {
-            Some(settings) => DnsConfig::new(settings, &machine.resolvers, machine.cores)
-                .map_err(|error| take("dns", error))
-                .ok(),
+            Some(settings) => machine.dns(settings).map_err(|error| take("dns", error)).ok(),
             None => {
                 let problem =
                     "no server is configured: add a line [dns], and below it what differs from the default";
@@ -261,6 +279,23 @@ impl Config {
             _ => Err(index.problems(problems)),
         }
     }
+
+    /// Says in one line what would run.
+    pub fn summary(&self) -> String {
+        let admin = self.admin.listen.map_or("none".to_owned(), |address| address.to_string());
+        format!(
+            "dns on {} to {}, {} {}; admin {admin}",
+            listed(self.dns.listen()),
+            listed(self.dns.upstreams()),
+            self.dns.workers(),
+            if self.dns.workers() == 1 { "worker" } else { "workers" },
+        )
+    }
+}
+
+/// Writes a list as people do.
+pub(crate) fn listed<T: fmt::Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

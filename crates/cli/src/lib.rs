@@ -1,3 +1,78 @@
-//! The command `forebay`.
+//! The command `forebay`: arguments, configuration file, log, admin endpoint, demo.
+//!
+//! The only crate that reads the environment, files and arguments; what servers and pools do is decided elsewhere.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`args`] | what may be written on the command line |
+//! | [`config`] | the configuration file, and everything that can be wrong in it |
+//! | [`admin`] | figures and health over HTTP; every metric is declared there |
+//! | `serve` | a server from its start to its end by a signal |
+//! | `demo` | upstreams, a server in front of them and load, in one process, to look at |
+//! | `bench` | load generators from the command line |
+//! | `logs`, `machine`, `failure` | the log, what this machine gives, how the command ends |
 
+pub mod admin;
+pub mod args;
+mod bench;
 pub mod config;
+mod demo;
+mod failure;
+mod logs;
+mod machine;
+mod serve;
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::args::{Args, Command, DnsArgs, ServeArgs};
+use self::config::{Config, Machine};
+use self::failure::{Failure, say};
+
+/// Runs the command with the process's own arguments, and returns what the process is to exit with: 0 when all is well,
+/// 1 when it failed while running, 2 when it was used or configured wrongly.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match dispatch(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.code()
+        }
+    }
+}
+
+fn dispatch(args: Args) -> Result<(), Failure> {
+    args.validate()?;
+    match args.command {
+        None => serve_dns(&args.dns, &args.serve),
+        Some(Command::Dns(dns)) => serve_dns(&dns, &args.serve),
+        Some(Command::Run(run)) => {
+            let config = read(&run.config, &machine::read(&run.resolv_conf))?;
+            serve::run(args.serve.over(config)?)
+        }
+        Some(Command::Check(check)) => check_file(&check.config, &machine::read(&check.resolv_conf)),
+        Some(Command::Demo(demo)) => demo::run(&demo, &args.serve),
+        Some(Command::Bench(bench)) => bench::run(&bench),
+    }
+}
+
+fn serve_dns(dns: &DnsArgs, serve: &ServeArgs) -> Result<(), Failure> {
+    serve::run(dns.config(serve, &machine::read(&dns.resolv_conf))?)
+}
+
+fn check_file(path: &Path, machine: &Machine) -> Result<(), Failure> {
+    let config = read(path, machine)?;
+    say(&format!("{}: ok: {}", path.display(), config.summary()));
+    Ok(())
+}
+
+fn read(path: &Path, machine: &Machine) -> Result<Config, Failure> {
+    let name = path.display().to_string();
+    let text =
+        fs::read_to_string(path).map_err(|error| Failure::wrong(format!("cannot read {name}: {error}")))?;
+    Config::parse(&name, &text, machine).map_err(Failure::from)
+}

@@ -12,7 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("forebay", &["forebay-core"]),
     ("forebay-dns", &["forebay", "forebay-core", "forebay-dns-core"]),
     ("forebay-bench", &["forebay", "forebay-core"]),
-    ("forebay-cli", &["forebay", "forebay-core", "forebay-dns", "forebay-bench"]),
+    ("forebay-cli", &["forebay", "forebay-core", "forebay-dns", "forebay-dns-core", "forebay-bench"]),
     ("forebay-sim", &["forebay-core", "forebay-dns-core"]),
 ];
 

@@ -4,7 +4,7 @@ use toml::Value;
 use super::*;
 
 fn machine() -> Machine {
-    Machine { resolvers: vec!["192.0.2.53".parse().unwrap()], cores: 2, token: None }
+    Machine { resolvers: vec!["192.0.2.53".parse().unwrap()], cores: 2, ..Machine::default() }
 }
 
 fn wrong(text: &str) -> String {

@@ -1,0 +1,209 @@
+//! The admin endpoint: figures and health over HTTP, on a thread of its own.
+//!
+//! | path | what |
+//! |---|---|
+//! | `/metrics` | every metric, in the text format of Prometheus |
+//! | `/pools` | every pool as JSON: counts, limits, percentiles, breaker, last failure and whose it was |
+//! | `/healthz` | 200 while the process lives |
+//! | `/readyz` | 200 while it takes queries, 503 while it drains |
+//!
+//! Beyond loopback it needs a token; [`crate::config::AdminConfig`] sees to that. With one, every path but the two of
+//! health wants it as `Authorization: Bearer …`.
+
+mod limit;
+pub mod metrics;
+mod pools;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use forebay_dns::{Handle, Stats};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use self::limit::Limited;
+
+/// The servers whose figures are shown.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The DNS forwarder.
+    pub dns: Handle,
+}
+
+/// Whether new work is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It is.
+    Serving,
+    /// What is in flight is finished, and nothing new is taken.
+    Draining,
+}
+
+/// A running admin endpoint. Dropping it ends it.
+#[derive(Debug)]
+pub struct Admin {
+    address: SocketAddr,
+    draining: Arc<AtomicBool>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Clone)]
+struct Shared {
+    source: Source,
+    draining: Arc<AtomicBool>,
+    token: Option<Arc<str>>,
+}
+
+/// How long figures are waited for: workers answer within microseconds unless they are stuck.
+const STATS_MAX: Duration = Duration::from_secs(2);
+
+impl Admin {
+    /// Serves on `listener` from a thread of its own. `token` is what clients must show, if anything.
+    ///
+    /// # Errors
+    ///
+    /// When the listener cannot be read, or no thread can be started.
+    pub fn start(listener: TcpListener, source: Source, token: Option<String>) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let draining = Arc::new(AtomicBool::new(false));
+        let shared = Shared { source, draining: Arc::clone(&draining), token: token.map(Into::into) };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = thread::Builder::new().name("admin".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                let listener = match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => Limited::new(listener),
+                    Err(error) => return tracing::error!(%error, "the admin endpoint has failed"),
+                };
+                tokio::select! {
+                    // `serve` has no end of its own.
+                    _ = axum::serve(listener, router(shared)) => {}
+                    _ = stopped => {}
+                }
+            });
+        })?;
+        Ok(Self { address, draining, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Returns where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns where it listens, as a browser takes it.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Tells what `/readyz` is to say.
+    pub fn set_phase(&self, phase: Phase) {
+        self.draining.store(phase == Phase::Draining, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the admin endpoint had panicked");
+        }
+    }
+}
+
+/// The paths, and what each is for: shown to whoever asks for another.
+const PATHS: &str = "\
+/metrics  metrics, in the text format of Prometheus
+/pools    every pool as JSON
+/healthz  200 while the process lives
+/readyz   200 while it takes queries, 503 while it drains
+";
+
+fn router(shared: Shared) -> Router {
+    let guarded = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/pools", get(pools))
+        .fallback(async || (StatusCode::NOT_FOUND, PATHS))
+        .layer(middleware::from_fn_with_state(shared.clone(), guard));
+    Router::new()
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(ready))
+        .merge(guarded)
+        .layer(middleware::map_response(close))
+        .with_state(shared)
+}
+
+async fn metrics(State(shared): State<Shared>) -> Response {
+    match stats(&shared).await {
+        Some(stats) => {
+            let text = metrics::exposition(&metrics::Scrape::new(&stats));
+            ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+        }
+        None => stuck(),
+    }
+}
+
+async fn pools(State(shared): State<Shared>) -> Response {
+    match stats(&shared).await {
+        Some(stats) => axum::Json(pools::Report::new(&stats)).into_response(),
+        None => stuck(),
+    }
+}
+
+async fn ready(State(shared): State<Shared>) -> Response {
+    if shared.draining.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+    } else {
+        "ready\n".into_response()
+    }
+}
+
+async fn stats(shared: &Shared) -> Option<Stats> {
+    timeout(STATS_MAX, shared.source.dns.stats()).await.ok()
+}
+
+fn stuck() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "a worker does not answer\n").into_response()
+}
+
+/// Lets nobody through who lacks the token.
+async fn guard(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let shown =
+        request.headers().get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    match &shared.token {
+        Some(token) if !shown.is_some_and(|shown| is_same(shown, token.as_bytes())) => {
+            let challenge = [(WWW_AUTHENTICATE, "Bearer")];
+            (StatusCode::UNAUTHORIZED, challenge, "send Authorization: Bearer and the token\n")
+                .into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
+
+/// Compares in a time that tells nothing of where a wrong token differs.
+fn is_same(shown: &[u8], token: &[u8]) -> bool {
+    shown.len() == token.len() && shown.iter().zip(token).fold(0, |all, (a, b)| all | (a ^ b)) == 0
+}
+
+/// Ends each connection with its answer: scrapes are rare, and no connection is to stand idle.
+async fn close(mut response: Response) -> Response {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+#[cfg(test)]
+mod tests;

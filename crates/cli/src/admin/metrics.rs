@@ -1,0 +1,493 @@
+//! Every metric, declared once: [`FAMILIES`] and the forwarder's own table of counters. The exposition and the page of
+//! reference are both made of these.
+
+use std::fmt::Write;
+use std::fs;
+
+use forebay::sys::{clock, process};
+use forebay_core::{AcquireOutcome, Blame, BreakerState, Cause, CloseReason, Histogram, Snapshot};
+use forebay_dns::{PoolStats, Stats};
+use forebay_dns_core::forwarder::ForwarderCounters;
+
+/// What is shown: the figures of the servers, with names that no two pools share.
+#[derive(Debug)]
+pub struct Scrape<'a> {
+    stats: &'a Stats,
+    pools: Vec<(String, &'a PoolStats)>,
+}
+
+impl<'a> Scrape<'a> {
+    /// Gives every pool a name.
+    pub fn new(stats: &'a Stats) -> Self {
+        Self { stats, pools: named(stats) }
+    }
+}
+
+/// Names pools `udp://address` or `tcp://address`. An address that is listed more than once has a number from the
+/// second time on.
+pub(super) fn named(stats: &Stats) -> Vec<(String, &PoolStats)> {
+    let mut all: Vec<(String, &PoolStats)> = Vec::new();
+    for pool in &stats.pools {
+        let address = pool.upstream.split_once("://").map_or(&*pool.upstream, |(_, address)| address);
+        let name = format!("{}://{address}", pool.transport);
+        let before = all.iter().filter(|(other, _)| other.split('#').next() == Some(&name)).count();
+        all.push((if before == 0 { name } else { format!("{name}#{}", before + 1) }, pool));
+    }
+    all
+}
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It is what it is now.
+    Gauge,
+    /// How many values lie below each of several bounds.
+    Histogram,
+}
+
+impl Kind {
+    /// Returns the word of the exposition format.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// What is known of a metric before it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it says, and what to do about it.
+    pub help: String,
+}
+
+/// One metric: its description, and how it is read.
+struct Family {
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [&'static str],
+    help: &'static str,
+    read: fn(&Scrape<'_>, &mut Samples<'_>),
+}
+
+const POOL: &[&str] = &["upstream", "endpoint"];
+/// The name of the group of endpoints that DNS queries go to.
+const UPSTREAM: &str = "dns";
+
+const FAMILIES: &[Family] = &[
+    Family {
+        name: "forebay_build_info",
+        kind: Kind::Gauge,
+        labels: &["version"],
+        help: "Always 1; the label says which version runs.",
+        read: |_, samples| samples.put(&[env!("CARGO_PKG_VERSION")], 1),
+    },
+    Family {
+        name: "forebay_uptime_seconds",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "How long the server has run.",
+        read: |scrape, samples| samples.put(&[], format!("{:.3}", scrape.stats.uptime.as_secs_f64())),
+    },
+    Family {
+        name: "process_cpu_seconds_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "CPU time, user and system, of the process.",
+        read: |_, samples| samples.put(&[], format!("{:.6}", clock::process_cpu_time().as_secs_f64())),
+    },
+    Family {
+        name: "process_resident_memory_bytes",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Memory of the process in RAM.",
+        read: |_, samples| resident_bytes().into_iter().for_each(|bytes| samples.put(&[], bytes)),
+    },
+    Family {
+        name: "process_open_fds",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Descriptors in use. Near process_max_fds pools stop growing.",
+        read: |_, samples| process::descriptors_in_use().into_iter().for_each(|n| samples.put(&[], n)),
+    },
+    Family {
+        name: "process_max_fds",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Descriptors that the process may have (RLIMIT_NOFILE).",
+        read: |_, samples| {
+            process::descriptor_limit().into_iter().for_each(|limit| samples.put(&[], limit.soft))
+        },
+    },
+    Family {
+        name: "forebay_pool_connections",
+        kind: Kind::Gauge,
+        labels: &["upstream", "endpoint", "state"],
+        help: "Connections by state. All busy and many waiters: the pool is too small, or the upstream too slow.",
+        read: |scrape, samples| {
+            scrape.each(|at, pool| {
+                for (state, n) in states(pool) {
+                    samples.put(&[UPSTREAM, at, state], n);
+                }
+            });
+        },
+    },
+    Family {
+        name: "forebay_pool_connections_max",
+        kind: Kind::Gauge,
+        labels: POOL,
+        help: "The pool's size: connections in any state, at most.",
+        read: |scrape, samples| {
+            scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.config.connections_max));
+        },
+    },
+    Family {
+        name: "forebay_pool_leases",
+        kind: Kind::Gauge,
+        labels: POOL,
+        help: "Units of capacity in use: queries in flight.",
+        read: |scrape, samples| scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.in_use)),
+    },
+    Family {
+        name: "forebay_pool_waiters",
+        kind: Kind::Gauge,
+        labels: POOL,
+        help: "Requests waiting for a connection.",
+        read: |scrape, samples| scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.waiting)),
+    },
+    Family {
+        name: "forebay_pool_acquires_total",
+        kind: Kind::Counter,
+        labels: &["upstream", "endpoint", "outcome"],
+        help: "Acquires by how they ended. Many `fresh` beside `reused`: connections do not last.",
+        read: |scrape, samples| {
+            scrape.each(|at, pool| {
+                for outcome in AcquireOutcome::ALL {
+                    samples.put(&[UPSTREAM, at, outcome.as_str()], pool.counters.acquires(*outcome));
+                }
+            });
+        },
+    },
+    Family {
+        name: "forebay_pool_wait_seconds",
+        kind: Kind::Histogram,
+        labels: POOL,
+        help: "How long requests waited for a connection, of those that waited and got one.",
+        read: |scrape, samples| scrape.each(|at, pool| samples.times(&[UPSTREAM, at], &pool.counters.wait)),
+    },
+    Family {
+        name: "forebay_pool_dials_total",
+        kind: Kind::Counter,
+        labels: &["upstream", "endpoint", "result", "blame"],
+        help: "Dials that ended: `ok`, or the cause of the failure and whose it was. `local` means this machine.",
+        read: |scrape, samples| {
+            scrape.each(|at, pool| {
+                samples.put(&[UPSTREAM, at, "ok", ""], pool.counters.dials_succeeded);
+                for cause in Cause::ALL {
+                    let labels = [UPSTREAM, at, cause.as_str(), cause.blame().as_str()];
+                    samples.put(&labels, pool.counters.dial_failures(*cause));
+                }
+            });
+        },
+    },
+    Family {
+        name: "forebay_pool_dial_seconds",
+        kind: Kind::Histogram,
+        labels: POOL,
+        help: "How long dials took that made a connection.",
+        read: |scrape, samples| scrape.each(|at, pool| samples.times(&[UPSTREAM, at], &pool.counters.dial)),
+    },
+    Family {
+        name: "forebay_pool_closes_total",
+        kind: Kind::Counter,
+        labels: &["upstream", "endpoint", "reason"],
+        help: "Connections that ended, by why. Many `peer`: the upstream closes sooner than idle_timeout.",
+        read: |scrape, samples| {
+            scrape.each(|at, pool| {
+                for reason in CloseReason::ALL {
+                    samples.put(&[UPSTREAM, at, reason.as_str()], pool.counters.closes(*reason));
+                }
+            });
+        },
+    },
+    Family {
+        name: "forebay_pool_uses",
+        kind: Kind::Histogram,
+        labels: POOL,
+        help: "How many requests a connection had served when it ended.",
+        read: |scrape, samples| scrape.each(|at, pool| samples.counts(&[UPSTREAM, at], &pool.counters.uses)),
+    },
+    Family {
+        name: "forebay_pool_failures_total",
+        kind: Kind::Counter,
+        labels: POOL,
+        help: "Requests that failed on a connection with the upstream to blame.",
+        read: |scrape, samples| scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.counters.failures)),
+    },
+    Family {
+        name: "forebay_local_exhaustion_total",
+        kind: Kind::Counter,
+        labels: &["resource"],
+        help: "Times this machine had no more of something when a connection was wanted, by what the kernel said; \
+               `budget` is growth held back before the kernel had to say no. Look at this machine, not at the upstream.",
+        read: |scrape, samples| {
+            let all = scrape.stats.pool_counters();
+            let mut kernel = 0;
+            for cause in Cause::ALL.iter().filter(|cause| cause.blame() == Blame::Local) {
+                let n = all.dial_failures(*cause);
+                kernel += n;
+                samples.put(&[cause.as_str()], n);
+            }
+            samples.put(&["budget"], all.local_exhaustions.saturating_sub(kernel));
+        },
+    },
+    Family {
+        name: "forebay_breaker_state",
+        kind: Kind::Gauge,
+        labels: POOL,
+        help: "0 closed, 1 half-open (a probe decides), 2 open: the endpoint is left alone after failures in a row.",
+        read: |scrape, samples| {
+            scrape.each(|at, pool| {
+                let state = match pool.breaker {
+                    BreakerState::Closed => 0,
+                    BreakerState::HalfOpen => 1,
+                    BreakerState::Open(_) => 2,
+                };
+                samples.put(&[UPSTREAM, at], state);
+            });
+        },
+    },
+    Family {
+        name: "forebay_breaker_opened_total",
+        kind: Kind::Counter,
+        labels: POOL,
+        help: "Times the breaker opened.",
+        read: |scrape, samples| {
+            scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.counters.breaker_opened))
+        },
+    },
+    Family {
+        name: "forebay_dns_workers",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Workers that answered when they were asked for these figures.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.workers),
+    },
+    Family {
+        name: "forebay_dns_questions",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Questions in flight to upstreams.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.questions),
+    },
+    Family {
+        name: "forebay_dns_waiting",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Clients waiting for the answers to them.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.waiting),
+    },
+    Family {
+        name: "forebay_dns_upstream_seconds",
+        kind: Kind::Histogram,
+        labels: &[],
+        help: "How long questions took that went upstream, from the client's query to its reply.",
+        read: |scrape, samples| samples.times(&[], &scrape.stats.latency),
+    },
+    Family {
+        name: "forebay_dns_cache_entries",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Answers in the cache.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.cache.entries),
+    },
+    Family {
+        name: "forebay_dns_cache_bytes",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Memory of the cache in use.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.cache.bytes),
+    },
+    Family {
+        name: "forebay_dns_cache_inserts_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Answers put into the cache.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.cache.inserts),
+    },
+    Family {
+        name: "forebay_dns_cache_evictions_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Answers that left the cache for others while still good: with many, cache_size is small.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.cache.evictions),
+    },
+    Family {
+        name: "forebay_dns_client_connections",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Clients' TCP connections.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.client_connections),
+    },
+    Family {
+        name: "forebay_dns_clients_rejected_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Clients' TCP connections closed at once because clients.connections_max was reached.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.clients_rejected),
+    },
+    Family {
+        name: "forebay_dns_datagrams_dropped_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Datagrams that the kernel did not take from us.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.datagrams_dropped),
+    },
+];
+
+/// Describes every metric, in the order in which they are shown.
+pub fn descriptions() -> Vec<Description> {
+    let declared = FAMILIES.iter().map(|family| Description {
+        name: family.name.to_owned(),
+        kind: family.kind,
+        labels: family.labels,
+        help: family.help.to_owned(),
+    });
+    let counted = ForwarderCounters::default();
+    let counted = counted.fields().map(|(field, help, _)| Description {
+        name: counter_name(field),
+        kind: Kind::Counter,
+        labels: &[],
+        help: help.trim().to_owned(),
+    });
+    declared.chain(counted).collect()
+}
+
+/// Writes every metric in the text format of Prometheus, version 0.0.4.
+pub fn exposition(scrape: &Scrape<'_>) -> String {
+    let mut text = String::with_capacity(16 << 10);
+    for family in FAMILIES {
+        head(&mut text, family.name, family.kind, family.help);
+        (family.read)(scrape, &mut Samples { text: &mut text, name: family.name, labels: family.labels });
+    }
+    for (field, help, value) in scrape.stats.counters.fields() {
+        let name = counter_name(field);
+        head(&mut text, &name, Kind::Counter, help.trim());
+        Samples { text: &mut text, name: &name, labels: &[] }.put(&[], value);
+    }
+    text
+}
+
+fn counter_name(field: &str) -> String {
+    format!("forebay_dns_{field}_total")
+}
+
+fn head(text: &mut String, name: &str, kind: Kind, help: &str) {
+    let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {}", kind.as_str());
+}
+
+impl Scrape<'_> {
+    fn each(&self, mut show: impl FnMut(&str, &Snapshot)) {
+        for (name, pool) in &self.pools {
+            show(name, &pool.snapshot);
+        }
+    }
+}
+
+/// Counts connections by state.
+pub(super) fn states(pool: &Snapshot) -> [(&'static str, u32); 5] {
+    [
+        ("connecting", pool.connecting),
+        ("ready", pool.ready),
+        ("busy", pool.busy),
+        ("draining", pool.draining),
+        ("closing", pool.closed),
+    ]
+}
+
+/// Writes the samples of one metric.
+struct Samples<'a> {
+    text: &'a mut String,
+    name: &'a str,
+    labels: &'static [&'static str],
+}
+
+/// Exponents of the bounds of histograms of times: 16 µs to 34 s, each twice the one before. Powers of two less one
+/// are bounds of [`Histogram`]'s own buckets, so that nothing is guessed.
+const TIME_BOUNDS: std::ops::RangeInclusive<u32> = 14..=35;
+/// The same for counts: 1 to a million.
+const COUNT_BOUNDS: std::ops::RangeInclusive<u32> = 1..=20;
+
+impl Samples<'_> {
+    fn put(&mut self, values: &[&str], sample: impl ToString) {
+        debug_assert_eq!(values.len(), self.labels.len(), "{}", self.name);
+        self.line("", values, None, &sample.to_string());
+    }
+
+    /// Writes a histogram of nanoseconds, in seconds.
+    fn times(&mut self, values: &[&str], histogram: &Histogram) {
+        self.histogram(values, histogram, TIME_BOUNDS, |nanos| {
+            format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000)
+        });
+    }
+
+    fn counts(&mut self, values: &[&str], histogram: &Histogram) {
+        self.histogram(values, histogram, COUNT_BOUNDS, |count| count.to_string());
+    }
+
+    fn histogram(
+        &mut self,
+        values: &[&str],
+        histogram: &Histogram,
+        bounds: std::ops::RangeInclusive<u32>,
+        show: fn(u64) -> String,
+    ) {
+        let mut buckets = histogram.cumulative().peekable();
+        let mut below = 0;
+        for bound in bounds.map(|exponent| (1 << exponent) - 1) {
+            while let Some((_, seen)) = buckets.next_if(|(upper, _)| *upper <= bound) {
+                below = seen;
+            }
+            self.line("_bucket", values, Some(&show(bound)), &below.to_string());
+        }
+        self.line("_bucket", values, Some("+Inf"), &histogram.count().to_string());
+        self.line("_sum", values, None, &show(histogram.sum()));
+        self.line("_count", values, None, &histogram.count().to_string());
+    }
+
+    fn line(&mut self, suffix: &str, values: &[&str], bound: Option<&str>, sample: &str) {
+        self.text.push_str(self.name);
+        self.text.push_str(suffix);
+        let labels = self.labels.iter().copied().zip(values.iter().copied());
+        let mut before = '{';
+        for (label, value) in labels.chain(bound.map(|bound| ("le", bound))) {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            // Writing to a string cannot fail.
+            let _ = write!(self.text, "{before}{label}=\"{value}\"");
+            before = ',';
+        }
+        if before == ',' {
+            self.text.push('}');
+        }
+        let _ = writeln!(self.text, " {sample}");
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes << 10)
+}

@@ -1,0 +1,434 @@
+//! What may be written on the command line.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Parser, Subcommand};
+use forebay::units::{Size, Span};
+use forebay_bench::dns::Names;
+use forebay_dns::{DnsConfig, PoolMode, Settings, SettingsError, StrategyName};
+use serde::Deserialize;
+use serde::de::value::{Error as WordError, StrDeserializer};
+
+use crate::config::{
+    AdminConfig, AdminListen, AdminSettings, Config, LogFormat, LogLevel, LogSettings, Machine,
+    TOKEN_VARIABLE,
+};
+use crate::failure::Failure;
+
+/// The arguments of the command.
+#[derive(Debug, Parser)]
+#[command(
+    name = "forebay",
+    version,
+    about = "A pool of connections in front of your upstreams: a caching DNS forwarder.",
+    long_about = "A pool of connections in front of your upstreams: a caching DNS forwarder.\n\n\
+                  Without a command it forwards DNS from 127.0.0.1:5300 to this machine's own resolvers; the options \
+                  are then those of `forebay dns`.",
+    after_help = EXAMPLES
+)]
+pub struct Args {
+    /// What to do; nothing is `dns`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The options of `dns`, for when no command is given.
+    #[command(flatten)]
+    pub dns: DnsArgs,
+    /// The options of every server, before or after the command.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  forebay                                           forward to this machine's resolvers
+  forebay dns --upstream 192.0.2.53 --workers 2     forward to a resolver by its address
+  forebay demo                                      see it work, with nothing else installed
+  forebay run -c forebay.toml                       run what a file says
+  forebay bench dns --target 127.0.0.1:5300         put load on a DNS server
+
+Exit codes: 0 all is well, 1 it failed while running, 2 it was used or configured wrongly.
+SIGTERM or Ctrl-C: queries in flight are answered, for at most 5 seconds; a second one ends at once.";
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Forward DNS.
+    #[command(after_help = "\
+Examples:
+  forebay dns
+  forebay dns --listen 127.0.0.1:53 --listen [::1]:53 --upstream tcp://192.0.2.53
+  forebay dns --upstream 192.0.2.53 --upstream 192.0.2.54 --strategy least_inflight
+  forebay dns --pool off --cache-size 0             the baseline of measurements")]
+    Dns(DnsArgs),
+    /// Run the servers of a configuration file.
+    Run(RunArgs),
+    /// Say what is wrong with a configuration file.
+    Check(CheckArgs),
+    /// Show it working: embedded upstreams, a forwarder in front of them, light load, live figures.
+    Demo(DemoArgs),
+    /// Measure.
+    Bench(BenchArgs),
+}
+
+/// The options of `dns`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct DnsArgs {
+    /// Address to listen on, UDP and TCP; repeat for more [default: 127.0.0.1:5300].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<String>,
+    /// Where queries go: udp://ADDR, tcp://ADDR or ADDR; repeat for more [default: this machine's resolvers].
+    #[arg(long, value_name = "URL")]
+    pub upstream: Vec<String>,
+    /// Which upstream is asked first [default: sequential].
+    #[arg(long, value_parser = words::<StrategyName>(STRATEGIES))]
+    pub strategy: Option<StrategyName>,
+    /// Worker threads; 0 is one for each core [default: 0].
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// Memory of the cache, all workers together; 0 is no cache [default: 64MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<Size>,
+    /// Whether connections to upstreams are kept; `off` is one per query [default: on].
+    #[arg(long, value_parser = words::<PoolMode>(POOL_MODES))]
+    pub pool: Option<PoolMode>,
+    /// Where this machine's resolvers are named.
+    #[arg(long, value_name = "FILE", default_value = RESOLV_CONF)]
+    pub resolv_conf: PathBuf,
+}
+
+/// The options of every server. They go before what a file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct ServeArgs {
+    /// Where /metrics, /pools, /healthz and /readyz are served, or `none` [default: 127.0.0.1:9053].
+    #[arg(long, value_name = "ADDR", global = true, help_heading = "Every server")]
+    pub admin: Option<AdminListen>,
+    /// The least important level that is logged [default: info].
+    #[arg(long, value_name = "LEVEL", global = true, help_heading = "Every server")]
+    pub log: Option<LogLevel>,
+    /// How the log looks [default: text].
+    #[arg(long, value_name = "FORMAT", global = true, help_heading = "Every server")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// The options of `run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Where this machine's resolvers are named.
+    #[arg(long, value_name = "FILE", default_value = RESOLV_CONF)]
+    pub resolv_conf: PathBuf,
+}
+
+/// The options of `check`.
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Where this machine's resolvers are named.
+    #[arg(long, value_name = "FILE", default_value = RESOLV_CONF)]
+    pub resolv_conf: PathBuf,
+}
+
+/// The options of `demo`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Figures are a screen on a terminal, and a line a second elsewhere.")]
+pub struct DemoArgs {
+    /// How long to run [default: until q or Ctrl-C].
+    #[arg(long, value_name = "TIME")]
+    pub duration: Option<Span>,
+    /// Queries per second to put on it.
+    #[arg(long, value_name = "QPS", default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rate: u32,
+}
+
+/// The options of `bench`.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// What to measure.
+    #[command(subcommand)]
+    pub command: BenchCommand,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Put load on a DNS server, and report latency, losses and wrong answers.
+    #[command(after_help = "\
+Examples:
+  forebay bench dns --target 127.0.0.1:5300 --clients 64 --in-flight 256
+  forebay bench dns --target 127.0.0.1:5300 --names unique --rate 20000 --pin 1
+  forebay bench dns --target 127.0.0.1:5300 --names zipf:200000:0.9 --server-pid $(pidof forebay) --json")]
+    Dns(Box<DnsBenchArgs>),
+    /// Acquire and release, beside other pools.
+    Pool(PoolBenchArgs),
+}
+
+/// The options of `bench dns`.
+#[derive(Debug, clap::Args)]
+pub struct DnsBenchArgs {
+    /// Where the server listens.
+    #[arg(long, value_name = "ADDR")]
+    pub target: SocketAddr,
+    /// Sockets (connections) to spread queries over.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub clients: usize,
+    /// Queries on their way at once, over all clients.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub in_flight: usize,
+    /// Queries per second to send, whatever the answers (open loop) [default: as fast as answers come].
+    #[arg(long, value_name = "QPS")]
+    pub rate: Option<f64>,
+    /// How long to send.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub duration: Span,
+    /// How many queries to send at most.
+    #[arg(long, value_name = "N")]
+    pub queries: Option<u64>,
+    /// When a query without answer counts as lost.
+    #[arg(long, value_name = "TIME", default_value = "2s")]
+    pub timeout: Span,
+    /// What to ask for: hot:N, unique, zipf:N:EXPONENT or file:PATH (dnsperf's format).
+    #[arg(long, value_name = "NAMES", default_value = "hot:10000")]
+    pub names: Names,
+    /// What all names but those of a file are under.
+    #[arg(long, default_value = "bench.test")]
+    pub zone: String,
+    /// Ask over TCP.
+    #[arg(long)]
+    pub tcp: bool,
+    /// Check each answer against the address that the embedded responder derives from the name.
+    #[arg(long)]
+    pub verify: bool,
+    /// Threads to send from.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub threads: NonZeroUsize,
+    /// Core to run on (the first thread; others on the following ones).
+    #[arg(long, value_name = "CORE")]
+    pub pin: Option<usize>,
+    /// Process whose CPU time per query to report.
+    #[arg(long, value_name = "PID")]
+    pub server_pid: Option<i32>,
+    /// Report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The options of `bench pool`.
+#[derive(Debug, clap::Args)]
+pub struct PoolBenchArgs {
+    /// Rounds of each case for each pool; medians are reported.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Pairs of acquire and release in a round.
+    #[arg(long, value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1000..))]
+    pub pairs: u32,
+    /// Report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Args {
+    /// Refuses options that would be read by nobody.
+    ///
+    /// # Errors
+    ///
+    /// Options of `dns` before another command, and options of servers with a command that serves nothing.
+    pub(crate) fn validate(&self) -> Result<(), Failure> {
+        let none = DnsArgs { resolv_conf: self.dns.resolv_conf.clone(), ..DnsArgs::default() };
+        if self.command.is_some() && (self.dns != none || self.dns.resolv_conf.as_os_str() != RESOLV_CONF) {
+            return Err(Failure::wrong("options of `dns` go after the command: forebay dns --listen …"));
+        }
+        let serves = !matches!(self.command, Some(Command::Check(_) | Command::Bench(_)));
+        if !serves && self.serve != ServeArgs::default() {
+            return Err(Failure::wrong(
+                "--admin, --log and --log-format are for servers, and this command is none",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl DnsArgs {
+    /// Makes a configuration of the options.
+    pub(crate) fn config(&self, serve: &ServeArgs, machine: &Machine) -> Result<Config, Failure> {
+        let default = Settings::default();
+        let settings = Settings {
+            listen: if self.listen.is_empty() { default.listen } else { self.listen.clone() },
+            upstreams: self.upstream.clone(),
+            strategy: self.strategy.unwrap_or(default.strategy),
+            workers: self.workers.unwrap_or(default.workers),
+            cache_size: self.cache_size.unwrap_or(default.cache_size),
+            pool: self.pool.unwrap_or(default.pool),
+            ..default
+        };
+        let dns: DnsConfig = machine.dns(&settings).map_err(|error| flag_failure(&error))?;
+        let (admin, log) = serve.resolve(machine.token.as_deref())?;
+        Ok(Config { dns, admin, log })
+    }
+}
+
+impl ServeArgs {
+    /// Makes a configuration of the options and the defaults.
+    pub(crate) fn resolve(&self, token: Option<&str>) -> Result<(AdminConfig, LogSettings), Failure> {
+        let settings = AdminSettings { listen: self.admin, token: None };
+        let admin = AdminConfig::new(&settings, token).map_err(|error| admin_failure(&error))?;
+        let default = LogSettings::default();
+        let log = LogSettings {
+            level: self.log.unwrap_or(default.level),
+            format: self.log_format.unwrap_or(default.format),
+        };
+        Ok((admin, log))
+    }
+
+    /// Puts the options in the place of what a file says.
+    pub(crate) fn over(&self, mut config: Config) -> Result<Config, Failure> {
+        if self.admin.is_some() {
+            let settings = AdminSettings { listen: self.admin, token: config.admin.token };
+            config.admin = AdminConfig::new(&settings, None).map_err(|error| admin_failure(&error))?;
+        }
+        config.log.level = self.log.unwrap_or(config.log.level);
+        config.log.format = self.log_format.unwrap_or(config.log.format);
+        Ok(config)
+    }
+}
+
+/// Says of an option what was wrong with the setting that it stands for.
+fn flag_failure(error: &SettingsError) -> Failure {
+    let flag = match error.key.as_str() {
+        "upstreams" => "--upstream".to_owned(),
+        key @ ("listen" | "workers" | "cache_size") => format!("--{}", key.replace('_', "-")),
+        key => key.to_owned(),
+    };
+    Failure::wrong(format!("{flag}: {}", error.problem))
+}
+
+/// The same for the admin endpoint, whose token has no option: a list of processes is no place for it.
+fn admin_failure(error: &SettingsError) -> Failure {
+    let place = if error.key == "token" { TOKEN_VARIABLE } else { "--admin" };
+    Failure::wrong(format!("{place}: {}", error.problem))
+}
+
+/// How `--strategy` is written.
+const STRATEGIES: &[&str] = &["sequential", "round_robin", "random", "least_inflight"];
+/// How `--pool` is written.
+const POOL_MODES: &[&str] = &["on", "off"];
+/// Where machines name their resolvers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Reads one of `words` as the configuration file would.
+fn words<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: for<'de> Deserialize<'de> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(words).try_map(|word| T::deserialize(StrDeserializer::<WordError>::new(&word)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split_ascii_whitespace())
+    }
+
+    fn machine() -> Machine {
+        Machine { resolvers: vec!["192.0.2.53".parse().unwrap()], cores: 2, ..Machine::default() }
+    }
+
+    #[test]
+    fn the_declaration_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn no_arguments_forward_to_the_machines_resolvers() {
+        let args = parse("forebay").unwrap();
+        assert!(args.command.is_none());
+        let config = args.dns.config(&args.serve, &machine()).unwrap();
+        assert_eq!(config.dns.listen(), ["127.0.0.1:5300".parse().unwrap()]);
+        assert_eq!(config.dns.upstreams()[0].to_string(), "udp://192.0.2.53:53");
+        assert!(!config.admin.is_explicit);
+    }
+
+    #[test]
+    fn every_option_of_dns_reaches_its_setting() {
+        let line = "forebay dns --listen 127.0.0.1:1 --listen [::1]:2 --upstream tcp://192.0.2.1 --workers 3 \
+                    --strategy round_robin --cache-size 32MiB --pool off --admin none --log warn --log-format json";
+        let all = parse(line).unwrap();
+        let Some(Command::Dns(args)) = all.command else { panic!("dns was asked for") };
+        let config = args.config(&all.serve, &machine()).unwrap();
+        assert_eq!(config.dns.listen().len(), 2);
+        assert_eq!(config.dns.upstreams()[0].to_string(), "tcp://192.0.2.1:53");
+        assert_eq!(config.dns.workers(), 3);
+        assert_eq!((args.strategy, args.pool), (Some(StrategyName::RoundRobin), Some(PoolMode::Off)));
+        assert_eq!(args.cache_size, Some(Size::mib(32)));
+        assert_eq!(config.admin.listen, None);
+        assert_eq!(config.log, LogSettings { level: LogLevel::Warn, format: LogFormat::Json });
+    }
+
+    #[test]
+    fn every_word_of_an_option_is_one_of_its_setting() {
+        for word in STRATEGIES {
+            parse(&format!("forebay --strategy {word}")).unwrap();
+        }
+        for word in POOL_MODES {
+            parse(&format!("forebay --pool {word}")).unwrap();
+        }
+        let error = parse("forebay --strategy sequentail").unwrap_err().to_string();
+        assert!(error.contains("'sequential'"), "{error}");
+    }
+
+    #[test]
+    fn an_option_that_nobody_would_read_is_refused() {
+        for line in [
+            "forebay --workers 3 run -c f",
+            "forebay --resolv-conf f dns",
+            "forebay check -c f --admin none",
+            "forebay --log debug bench pool",
+        ] {
+            assert!(parse(line).unwrap().validate().is_err(), "{line}");
+        }
+        assert!(parse("forebay run -c f.toml --workers 3").is_err());
+        for line in
+            ["forebay --admin none demo", "forebay demo --admin none", "forebay --log warn --workers 2"]
+        {
+            parse(line).unwrap().validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn options_of_servers_go_before_the_files() {
+        let text = "[dns]\n[admin]\nlisten = \"none\"\n[log]\nlevel = \"error\"\nformat = \"json\"";
+        let config = |line: &str| {
+            parse(line).unwrap().serve.over(Config::parse("f", text, &machine()).unwrap()).unwrap()
+        };
+        let over = config("forebay run -c f --admin [::1]:1 --log debug");
+        assert_eq!(over.admin.listen, Some("[::1]:1".parse().unwrap()));
+        assert_eq!(over.log, LogSettings { level: LogLevel::Debug, format: LogFormat::Json });
+        let none = config("forebay run -c f");
+        assert_eq!((none.admin.listen, none.log.level), (None, LogLevel::Error));
+    }
+
+    #[test]
+    fn a_setting_that_cannot_be_names_its_option() {
+        for (line, flag) in [
+            ("forebay --upstream http://x", "error: --upstream: "),
+            ("forebay --listen nowhere", "error: --listen: "),
+            ("forebay --cache-size 1B", "error: --cache-size: "),
+            ("forebay --workers 100000", "error: --workers: "),
+            ("forebay --admin 0.0.0.0:9053", "error: --admin: "),
+        ] {
+            let args = parse(line).unwrap();
+            let failure = args.dns.config(&args.serve, &machine()).unwrap_err().to_string();
+            assert!(failure.starts_with(flag), "{line}: {failure}");
+        }
+    }
+}
