@@ -72,6 +72,7 @@ server:
   num-queries-per-thread: 2048
   msg-cache-size: 64m
   rrset-cache-size: 128m
+  local-zone: "test." nodefault
 remote-control:
   control-enable: no
 forward-zone:
@@ -83,7 +84,7 @@ start() { local core=$1; shift; taskset -c "$core" "$@" > "$work/log.${#pids[@]}
 start 1 nsd -d -c "$work/nsd.conf"
 start 0 dnsdist --supervised --disable-syslog -C "$work/dnsdist.conf"; dnsdist=$!
 start 0 unbound -d -c "$work/unbound.conf"; unbound=$!
-start 0 "$forebay" --admin none dns --listen 127.0.0.1:15304 --upstream udp://127.0.0.1:15301 --workers 1; forebay_pid=$!
+start 0 "$forebay" dns --admin none --log warn --listen 127.0.0.1:15304 --upstream udp://127.0.0.1:15301 --workers 1; forebay_pid=$!
 declare -A port=([dnsdist]=15302 [unbound]=15303 [forebay]=15304) pid=([dnsdist]=$dnsdist [unbound]=$unbound [forebay]=$forebay_pid)
 sleep 2
 ticks=$(getconf CLK_TCK)
