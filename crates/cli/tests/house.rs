@@ -74,7 +74,8 @@ fn arrows_run_down_only() {
     let allowed: BTreeMap<_, _> = ARROWS.iter().copied().collect();
     for package in packages {
         let name = package["name"].as_str().expect("a name");
-        let allowed = allowed.get(name).unwrap_or_else(|| panic!("{name} has no place in the house: add its arrows"));
+        let allowed =
+            allowed.get(name).unwrap_or_else(|| panic!("{name} has no place in the house: add its arrows"));
         let dependencies = package["dependencies"].as_array().expect("dependencies");
         for dependency in dependencies.iter().filter(|dependency| dependency["kind"].is_null()) {
             let to = dependency["name"].as_str().expect("a name");
@@ -103,7 +104,8 @@ fn every_page_says_what_it_is_for() {
     for (path, text) in sources(&["crates"]) {
         let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let is_page = path.components().any(|part| part.as_os_str() == "src");
-        let is_tests = path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
+        let is_tests =
+            path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
         assert!(!is_page || is_tests || first.starts_with("//!"), "{} begins without //!", path.display());
     }
 }
@@ -127,13 +129,15 @@ fn unsafe_stands_in_sys_alone() {
     for (path, text) in sources(&["crates"]) {
         let is_sys = path.components().any(|part| part.as_os_str() == "sys");
         // A counting allocator cannot be written without it.
-        let is_test = path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "benches");
+        let is_test =
+            path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "benches");
         if is_sys || is_test {
             continue;
         }
         for (number, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            let word = code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl");
+            let word =
+                code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl");
             assert!(!word, "{}:{}: unsafe outside sys", path.display(), number + 1);
         }
     }

@@ -18,7 +18,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:#?}", stats.counters);
     for pool in &stats.pools {
         let made = pool.snapshot.counters.dials_succeeded;
-        println!("{} over {}: {made} connections made, reuse {:?}", pool.upstream, pool.transport, pool.reuse_rate());
+        println!(
+            "{} over {}: {made} connections made, reuse {:?}",
+            pool.upstream,
+            pool.transport,
+            pool.reuse_rate()
+        );
     }
     server.drain(Duration::from_secs(2)).await;
     Ok(())

@@ -96,7 +96,7 @@ async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: R
         }
         if error_ready && failure.is_none() {
             // Tokio takes one interest at a time here, and forgets the readiness when there is nothing after all.
-            let look = || socket.take_error()?.map_or(Err(io::ErrorKind::WouldBlock.into()), Ok);
+            let look = || socket.take_error()?.ok_or_else(|| io::ErrorKind::WouldBlock.into());
             failure = socket.try_io(Interest::ERROR, look).ok();
         }
         shell.state.borrow_mut().batch = Some(batch);

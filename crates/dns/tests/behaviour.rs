@@ -111,7 +111,8 @@ fn lies_about_ids_and_questions_are_counted_and_not_believed() {
     assert_eq!(stats.counters.unexpected, 150);
     assert!(stats.counters.rotated > 0);
     upstream.set_script(Script { wrong_question: 1.0, ..Script::default() });
-    let server = run(&Settings { query_timeout: span(300), attempt_timeout: span(100), ..settings(&[&upstream]) });
+    let server =
+        run(&Settings { query_timeout: span(300), attempt_timeout: span(100), ..settings(&[&upstream]) });
     let client = Udp::to(server.address);
     assert_eq!(rcode(&client.ask("x.test")), 2);
     assert_eq!(server.stats().counters.answers, 0);
@@ -120,7 +121,8 @@ fn lies_about_ids_and_questions_are_counted_and_not_believed() {
 #[test]
 fn a_silent_upstream_costs_a_bounded_time_and_is_counted_as_such() {
     let upstream = upstream(Script { drop: 1.0, ..Script::default() });
-    let server = run(&Settings { query_timeout: span(400), attempt_timeout: span(100), ..settings(&[&upstream]) });
+    let server =
+        run(&Settings { query_timeout: span(400), attempt_timeout: span(100), ..settings(&[&upstream]) });
     let client = Udp::to(server.address);
     let began = Instant::now();
     assert_eq!(rcode(&client.ask("a.test")), 2);
@@ -154,8 +156,12 @@ fn a_refusing_upstream_is_told_to_the_client_at_once_and_another_takes_over() {
 #[test]
 fn late_answers_never_reach_another_question() {
     let late = forebay_bench::responder::Late { share: 0.5, by: Duration::from_millis(150) };
-    let upstream =
-        upstream(Script { late: Some(late), jitter: Duration::from_millis(20), duplicate: true, ..Script::default() });
+    let upstream = upstream(Script {
+        late: Some(late),
+        jitter: Duration::from_millis(20),
+        duplicate: true,
+        ..Script::default()
+    });
     let server = run(&Settings {
         attempt_timeout: span(60),
         cache_size: forebay::units::Size { bytes: 0 },

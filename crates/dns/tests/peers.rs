@@ -124,10 +124,8 @@ fn kdig_keeps_its_connection_open() {
     }
     let server = forwarder(&nsd);
     let names: Vec<String> = (0..50).map(|n| format!("n{n}.peer.test")).collect();
-    let arguments: Vec<&str> = ["+tcp", "+keepopen", "+short"]
-        .into_iter()
-        .chain(names.iter().map(String::as_str))
-        .collect();
+    let arguments: Vec<&str> =
+        ["+tcp", "+keepopen", "+short"].into_iter().chain(names.iter().map(String::as_str)).collect();
     let output = ask("kdig", &server, &arguments);
     let expected: Vec<String> = names.iter().map(|name| expected_a(name).to_string()).collect();
     assert_eq!(output.split_whitespace().collect::<Vec<_>>(), expected);

@@ -248,7 +248,8 @@ fn stream_connections_are_kept_bounded_and_closed_when_idle() {
     assert_eq!(server.stats().connections_made(), 2);
     let server = with(StreamSettings { idle_timeout: ms(50), ..base });
     ask(&server, 0..1);
-    server.until("the idle one goes", |stats| stats.pools[0].snapshot.counters.closes(CloseReason::Idle) == 1);
+    server
+        .until("the idle one goes", |stats| stats.pools[0].snapshot.counters.closes(CloseReason::Idle) == 1);
 }
 
 #[test]
@@ -258,9 +259,8 @@ fn a_stream_that_cannot_be_made_is_given_up_after_dial_timeout() {
     let any = "127.0.0.1:0".parse().expect("an address");
     let listener = forebay::sys::tcp_listener(any, &options).expect("a port");
     let address = listener.local_addr().expect("an address");
-    let _full: Vec<_> = (0..4)
-        .map(|_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100)))
-        .collect();
+    let _full: Vec<_> =
+        (0..4).map(|_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100))).collect();
     let stream = StreamSettings { dial_timeout: ms(200), ..StreamSettings::default() };
     let server = run(&Settings { stream, upstreams: vec![format!("tcp://{address}")], ..settings(&[]) });
     let began = std::time::Instant::now();

@@ -44,7 +44,8 @@ impl fmt::Display for Size {
         if self.bytes == 0 {
             return f.write_str("0");
         }
-        let (unit, factor) = UNITS.iter().find(|(_, factor)| self.bytes.is_multiple_of(*factor)).unwrap_or(&UNITS[3]);
+        let (unit, factor) =
+            UNITS.iter().find(|(_, factor)| self.bytes.is_multiple_of(*factor)).unwrap_or(&UNITS[3]);
         write!(f, "{}{unit}", self.bytes / factor)
     }
 }
