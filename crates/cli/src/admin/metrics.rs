@@ -25,7 +25,7 @@ impl<'a> Scrape<'a> {
 
 /// Names pools `udp://address` or `tcp://address`. An address that is listed more than once has a number from the
 /// second time on.
-pub(super) fn named(stats: &Stats) -> Vec<(String, &PoolStats)> {
+pub(crate) fn named(stats: &Stats) -> Vec<(String, &PoolStats)> {
     let mut all: Vec<(String, &PoolStats)> = Vec::new();
     for pool in &stats.pools {
         let address = pool.upstream.split_once("://").map_or(&*pool.upstream, |(_, address)| address);
