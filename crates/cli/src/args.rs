@@ -50,7 +50,7 @@ Examples:
   forebay bench dns --target 127.0.0.1:5300         put load on a DNS server
 
 Exit codes: 0 all is well, 1 it failed while running, 2 it was used or configured wrongly.
-SIGTERM or Ctrl-C: queries in flight are answered, for at most 5 seconds; a second one ends at once.";
+SIGTERM or Ctrl-C: queries in flight are answered, for at most 5 seconds; a second one ends at once, with 1.";
 
 /// A command.
 #[derive(Debug, Subcommand)]

@@ -8,6 +8,7 @@ mod screen;
 
 use std::io::{self, IsTerminal};
 use std::net::UdpSocket;
+use std::pin::pin;
 use std::time::Duration;
 
 use forebay::sys;
@@ -24,7 +25,7 @@ use crate::args::{DemoArgs, ServeArgs};
 use crate::config::{AdminConfig, LogLevel, TOKEN_VARIABLE};
 use crate::failure::{Failure, say};
 use crate::logs;
-use crate::serve::{Ends, bind_admin, start_admin, start_failure};
+use crate::serve::{Ends, bind_admin, end_at_once, start_admin, start_failure};
 
 /// Where the forwarder listens, if nobody else does.
 const LISTEN: &str = "127.0.0.1:5300";
@@ -121,15 +122,16 @@ impl Stage {
         view.close();
         let reports = tokio::select! {
             reports = load.finish() => reports?,
-            _ = ends.next() => return Ok(()),
+            signal = ends.next() => end_at_once(signal),
         };
         let stats = handle.stats().await;
         let asked =
             self.upstreams.iter().map(|upstream| upstream.stats()).map(|s| s.udp_queries + s.tcp_queries);
         let summary = Summary::new(&stats, &reports, asked.sum());
+        let drain = pin!(self.server.drain(DRAIN_MAX));
         tokio::select! {
-            () = self.server.drain(DRAIN_MAX) => {}
-            _ = ends.next() => {}
+            () = drain => {}
+            signal = ends.next() => end_at_once(signal),
         }
         say(&summary.to_string());
         if summary.wrong > 0 {

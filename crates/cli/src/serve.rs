@@ -6,6 +6,7 @@
 //! ```
 
 use std::net::TcpListener;
+use std::pin::pin;
 use std::time::Duration;
 
 use forebay::sys::process;
@@ -60,11 +61,19 @@ async fn until_signal(config: Config) -> Result<(), Failure> {
     if let Some(admin) = &admin {
         admin.set_phase(Phase::Draining);
     }
+    // Not dropped before the process ends: that would wait for the workers.
+    let drain = pin!(server.drain(DRAIN_MAX));
     tokio::select! {
-        () = server.drain(DRAIN_MAX) => tracing::info!("ended"),
-        signal = ends.next() => tracing::warn!(signal, "ended at once"),
+        () = drain => tracing::info!("ended"),
+        signal = ends.next() => end_at_once(signal),
     }
     Ok(())
+}
+
+/// Ends the process without waiting for anything, not even for a worker that is stuck: somebody asked twice.
+pub(crate) fn end_at_once(signal: &str) -> ! {
+    tracing::warn!(signal, "ended at once: queries in flight stay without an answer");
+    std::process::exit(1)
 }
 
 /// Starts the admin endpoint on what was bound for it.
