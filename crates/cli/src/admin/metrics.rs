@@ -1,4 +1,4 @@
-//! Every metric, declared once: [`FAMILIES`] and the forwarder's own table of counters. The exposition and the page of
+//! Every metric, declared once: `FAMILIES` and the forwarder's own table of counters. The exposition and the page of
 //! reference are both made of these.
 
 use std::fmt::Write;
