@@ -302,7 +302,9 @@ impl ServeArgs {
 fn flag_failure(error: &SettingsError) -> Failure {
     let flag = match error.key.as_str() {
         "upstreams" => "--upstream".to_owned(),
-        key @ ("listen" | "workers" | "cache_size") => format!("--{}", key.replace('_', "-")),
+        // Of the settings of the cache, the others have no option and are as they always are.
+        key if key.starts_with("cache_size") => "--cache-size".to_owned(),
+        key @ ("listen" | "workers") => format!("--{key}"),
         key => key.to_owned(),
     };
     Failure::wrong(format!("{flag}: {}", error.problem))
@@ -423,6 +425,7 @@ mod tests {
             ("forebay --upstream http://x", "error: --upstream: "),
             ("forebay --listen nowhere", "error: --listen: "),
             ("forebay --cache-size 1B", "error: --cache-size: "),
+            ("forebay --cache-size 1000000GiB", "error: --cache-size: "),
             ("forebay --workers 100000", "error: --workers: "),
             ("forebay --admin 0.0.0.0:9053", "error: --admin: "),
         ] {

@@ -145,7 +145,7 @@ impl Stage {
         let listen = self.server.local_addrs()[0];
         let upstreams: Vec<_> = self.upstreams.iter().map(|upstream| upstream.addr().to_string()).collect();
         Poster {
-            what: format!("dns on {listen}, in front of embedded upstreams on {}", upstreams.join(" and ")),
+            what: format!("dns on {listen}, upstreams {}", upstreams.join(" and ")),
             dig: format!("dig @{} -p {} anything.example", listen.ip(), listen.port()),
             admin: self.admin.as_ref().map(|admin| format!("{0}/pools  {0}/metrics", admin.url())),
         }

@@ -71,6 +71,7 @@ async fn until_signal(config: Config) -> Result<(), Failure> {
 }
 
 /// Ends the process without waiting for anything, not even for a worker that is stuck: somebody asked twice.
+#[expect(clippy::disallowed_methods, reason = "destructors would wait for the workers")]
 pub(crate) fn end_at_once(signal: &str) -> ! {
     tracing::warn!(signal, "ended at once: queries in flight stay without an answer");
     std::process::exit(1)

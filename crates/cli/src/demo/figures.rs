@@ -226,18 +226,13 @@ impl fmt::Display for Summary {
             self.wrong,
             percent(self.hit_rate)
         )?;
-        writeln!(
-            f,
-            "  latency    hot names {}; names never asked before {}",
-            seen(self.hot),
-            seen(self.unique)
-        )?;
+        writeln!(f, "  hot names  {}", seen(self.hot))?;
+        writeln!(f, "  new names  {}", seen(self.unique))?;
         write!(
             f,
-            "  upstreams  {} queries on {} sockets; one socket per query would have been {}",
+            "  upstreams  {} queries on {} sockets, instead of one socket for each",
             grouped(self.asked),
-            grouped(self.sockets),
-            grouped(self.asked)
+            grouped(self.sockets)
         )
     }
 }
