@@ -207,6 +207,15 @@ impl Checker<'_> {
         if let Some(near) = nearest(name, model.keys().map(String::as_str)) {
             return format!("unknown key; did you mean `{near}`?");
         }
+        let mut everywhere = Vec::new();
+        collect_keys(self.model, &mut everywhere);
+        if let Some(near) = nearest(name, everywhere.into_iter()) {
+            let mut tables = Vec::new();
+            find(self.model, near, "", &mut tables);
+            if !tables.is_empty() {
+                return format!("unknown key; did you mean `{near}` of {}?", tables.join(" or "));
+            }
+        }
         let known: Vec<&str> = model.keys().map(String::as_str).collect();
         let place = if path.is_empty() { "the file".to_owned() } else { format!("[{path}]") };
         format!("unknown key; {place} may have {}", known.join(", "))
@@ -252,6 +261,16 @@ fn find(model: &toml::Table, name: &str, path: &str, found: &mut Vec<String>) {
         }
         if let Value::Table(table) = value {
             find(table, name, &joined(path, key), found);
+        }
+    }
+}
+
+/// Collects the keys of all tables.
+fn collect_keys<'a>(model: &'a toml::Table, keys: &mut Vec<&'a str>) {
+    for (key, value) in model {
+        keys.push(key);
+        if let Value::Table(table) = value {
+            collect_keys(table, keys);
         }
     }
 }

@@ -92,6 +92,10 @@ fn each_mistake_is_one_line_with_its_place_and_what_may_be() {
             "[dns]\ncapacity = 4",
             "f.toml:2: dns.capacity: unknown key here; it belongs to [dns.stream] or [dns.udp]",
         ),
+        (
+            "[dns]\ncapcity = 4",
+            "f.toml:2: dns.capcity: unknown key; did you mean `capacity` of [dns.stream] or [dns.udp]?",
+        ),
         ("[log]\nfoo = 4", "f.toml:2: log.foo: unknown key; [log] may have format, level"),
         ("dns = 3", "f.toml:1: dns: is a number; it must be a table, like [dns]"),
         ("[[dns]]", "f.toml:1: dns: is an array; it must be a table, like [dns]"),
