@@ -28,6 +28,9 @@ use crate::{client, link};
 /// Room for one received datagram, in bytes: no query is longer, and no answer to what we say we take.
 const DATAGRAM_BYTES: usize = 4096;
 
+/// How often a draining worker looks whether everything is answered.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
+
 /// Batches that are read before other tasks of the worker get their turn.
 const BATCHES_IN_A_ROW: u32 = 4;
 
@@ -205,32 +208,43 @@ impl Shell {
         Ok(())
     }
 
-    /// Does what it is told until it is told to end.
+    /// Does what it is told until it is told to end; while it drains, figures are still told.
     async fn obey(self: &Rc<Self>, mut inbox: mpsc::UnboundedReceiver<Command>) {
-        while let Some(command) = inbox.recv().await {
+        let mut until = None;
+        let mut waiting = Vec::new();
+        loop {
+            let command = match until {
+                None => inbox.recv().await,
+                Some(until) if sys::now() >= until || self.state.borrow().forwarder.is_idle() => break,
+                Some(_) => match tokio::time::timeout(DRAIN_LOOK, inbox.recv()).await {
+                    Ok(command) => command,
+                    Err(_) => continue,
+                },
+            };
             match command {
-                Command::Stats { reply } => drop(reply.send(self.stats())),
-                Command::ClearCache => self.state.borrow_mut().forwarder.clear_cache(),
-                Command::Drain { limit, ended } => {
-                    self.drain(limit).await;
-                    let _ = ended.send(());
-                    return;
+                None => break,
+                Some(Command::Stats { reply }) => drop(reply.send(self.stats())),
+                Some(Command::ClearCache) => self.state.borrow_mut().forwarder.clear_cache(),
+                Some(Command::Drain { limit, ended }) => {
+                    let limit = sys::now() + limit;
+                    // A second order may only hurry.
+                    until = Some(until.map_or(limit, |until: Instant| until.min(limit)));
+                    waiting.push(ended);
+                    self.draining.set(true);
+                    self.stop.notify_waiters();
+                    self.state.borrow_mut().forwarder.drain();
                 }
             }
         }
-    }
-
-    async fn drain(self: &Rc<Self>, limit: Duration) {
-        self.draining.set(true);
-        self.stop.notify_waiters();
-        self.state.borrow_mut().forwarder.drain();
-        let until = sys::now() + limit;
-        while sys::now() < until && !self.state.borrow().forwarder.is_idle() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        {
+            let state = &mut *self.state.borrow_mut();
+            state.forwarder.close(sys::now(), &mut state.mail);
+            state.mail.flush();
         }
-        let state = &mut *self.state.borrow_mut();
-        state.forwarder.close(sys::now(), &mut state.mail);
-        state.mail.flush();
+        for ended in waiting {
+            // Who asked may have stopped waiting.
+            let _ = ended.send(());
+        }
     }
 
     fn stats(&self) -> WorkerStats {

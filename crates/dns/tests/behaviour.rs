@@ -239,6 +239,30 @@ fn draining_answers_what_is_in_flight() {
 }
 
 #[test]
+fn a_draining_server_still_tells_its_figures_and_a_cancelled_drain_ends_it_at_once() {
+    let upstream = upstream(Script { delay: Duration::from_secs(3), ..Script::default() });
+    let mut server = run(&settings(&[&upstream]));
+    let client = Udp::to(server.address);
+    client.send(&query(7, "a.test", 1, None));
+    server.until("the query is in flight", |stats| stats.questions == 1);
+    let (running, handle) = {
+        let running = server.server.take().expect("it runs");
+        let handle = running.handle();
+        (running, handle)
+    };
+    let began = Instant::now();
+    server.runtime.block_on(async move {
+        let mut drain = Box::pin(running.drain(Duration::from_secs(30)));
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut drain).await;
+        assert!(early.is_err(), "the query is still in flight");
+        assert_eq!(handle.stats().await.questions, 1);
+        drop(drain);
+    });
+    assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
+    assert_eq!(rcode(&client.recv()), 2, "and the client was told");
+}
+
+#[test]
 fn an_upstream_that_comes_back_is_used_again() {
     let upstream = upstream(Script { drop: 1.0, ..Script::default() });
     let quick = Settings { query_timeout: span(100), attempt_timeout: span(50), ..settings(&[&upstream]) };
