@@ -575,6 +575,10 @@ impl Endpoint {
         };
         if let Some(refusal) = refusal {
             self.breaker.abandon(probe);
+            if probe.is_some() {
+                // The pause is over: who stands in line already has the probe that this caller could not use.
+                self.grow(cx);
+            }
             return self.refuse(refusal);
         }
         let (index, generation) = self.tickets.push(since, deadline, probe);
