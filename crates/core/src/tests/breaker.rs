@@ -138,6 +138,22 @@ fn connections_min_probes_without_a_caller() {
 }
 
 #[test]
+fn a_probe_that_finds_the_line_full_is_left_to_those_in_line() {
+    // It was abandoned with nobody dialling, and who stood in line waited for the next timer (sim seed 637370).
+    let mut rig = Rig::connected(Config { connections_max: 2, waiters_max: 1, ..fragile(1) }, 2);
+    let (failing, held) = (rig.lease(), rig.lease());
+    let older = rig.ticket(10_000);
+    rig.release(failing, Outcome::Broken(Cause::Timeout));
+    let BreakerState::Open(until) = rig.snapshot().breaker else { panic!("a failure opens it") };
+    rig.now = until;
+    assert!(matches!(rig.refused(10_000), Refusal::LineFull { waiters: 1, .. }));
+    rig.dialed(Ok(ANY));
+    let (ticket, lease) = rig.grants.pop_front().expect("the dial was for who waits");
+    assert!(ticket == older && lease.is_probe());
+    rig.release(held, Outcome::Good);
+}
+
+#[test]
 fn a_dial_after_an_abandoned_probe_is_the_next_probe() {
     let mut rig = Rig::new(Config { connections_min: 1, ..fragile(1) });
     rig.dialed(Err(Cause::Refused));
