@@ -1,0 +1,66 @@
+//! What a forwarder counts, declared once.
+
+macro_rules! counters {
+    ($($(#[doc = $help:literal])* $field:ident,)*) => {
+        /// Figures of one worker since it began. Declared once: metrics and documents are made of [`Self::fields`].
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct ForwarderCounters {
+            $($(#[doc = $help])* pub $field: u64,)*
+        }
+
+        impl ForwarderCounters {
+            /// Iterates over name, meaning and value of every counter.
+            pub fn fields(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($field), concat!($($help),*), self.$field),)*].into_iter()
+            }
+
+            /// Adds another worker's figures to these.
+            pub const fn merge(&mut self, other: &Self) {
+                $(self.$field += other.$field;)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Queries that could be read.
+    queries,
+    /// Messages that were answered with an error because they could not be served (FORMERR, NOTIMP, REFUSED…).
+    faulty,
+    /// Messages dropped in silence: no queries at all.
+    ignored,
+    /// Queries answered from the cache.
+    hits,
+    /// Queries that joined a question already in flight.
+    coalesced,
+    /// Questions that went upstream.
+    misses,
+    /// Queries sent upstream, retries and replays included.
+    transmits,
+    /// Attempts after the first for a question.
+    retries,
+    /// Attempts begun anew because a used connection turned out dead.
+    replays,
+    /// Truncated answers retried over a stream.
+    truncated,
+    /// Answers taken.
+    answers,
+    /// Answers that fitted no query of their connection: late, forged or garbled.
+    unexpected,
+    /// Connections given up because of too many such answers.
+    rotated,
+    /// Answers that could not be read.
+    malformed,
+    /// Replies sent.
+    replies,
+    /// Replies that did not fit the client's UDP size.
+    replies_truncated,
+    /// Replies SERVFAIL because every attempt had timed out.
+    failed_timeout,
+    /// Replies SERVFAIL because of upstreams: refused, reset, malformed.
+    failed_upstream,
+    /// Replies SERVFAIL because this machine ran out of something.
+    failed_local,
+    /// Replies SERVFAIL because too many clients waited.
+    failed_overload,
+}

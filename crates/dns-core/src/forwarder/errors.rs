@@ -1,0 +1,68 @@
+//! What clients are told when there is no answer.
+
+use forebay_core::{Blame, Cause};
+
+use super::counters::ForwarderCounters;
+use super::{Client, Forwarder, Outbox};
+use crate::reply::{Fit, Terms, write_error};
+use crate::wire::{Asked, ExtendedError};
+
+impl Forwarder {
+    pub(super) fn reply_error(
+        &mut self,
+        client: &Client,
+        asked: &Asked<'_>,
+        code: u16,
+        error: Option<ExtendedError<'_>>,
+        out: &mut impl Outbox,
+    ) {
+        self.counters.replies += 1;
+        let terms = terms(client, asked, self.udp_size);
+        out.reply(client, |buffer| write_error(buffer, asked, code, error, &terms));
+    }
+}
+
+pub(super) fn terms(client: &Client, asked: &Asked<'_>, udp_size: u16) -> Terms {
+    match client {
+        Client::Udp { .. } => Terms::udp(asked, udp_size),
+        Client::Stream { .. } => Terms::stream(None),
+    }
+}
+
+pub(super) const fn count_reply(counters: &mut ForwarderCounters, fit: Fit) {
+    counters.replies += 1;
+    if matches!(fit, Fit::Truncated) {
+        counters.replies_truncated += 1;
+    }
+}
+
+/// What a failure is called towards a client (RFC 8914).
+pub(super) fn explain(cause: Cause) -> ExtendedError<'static> {
+    let (code, text) = match cause.blame() {
+        Blame::Local => (ede::OTHER, local_text(cause)),
+        Blame::Upstream if cause == Cause::Timeout => {
+            (ede::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
+        }
+        Blame::Upstream if cause == Cause::Protocol => (ede::NETWORK_ERROR, "upstream answer malformed"),
+        Blame::Upstream | Blame::Client => (ede::NETWORK_ERROR, "upstream refused or closed the connection"),
+    };
+    ExtendedError { code, text: text.as_bytes() }
+}
+
+const fn local_text(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Ports => "forwarder has no local port left",
+        Cause::Descriptors => "forwarder has no file descriptor left",
+        Cause::Route => "forwarder has no route to its upstreams",
+        Cause::Limit => "forwarder is at its connection limit",
+        _ => "forwarder cannot make a connection",
+    }
+}
+
+/// Extended error codes (RFC 8914 §4).
+pub(super) mod ede {
+    pub(in crate::forwarder) const OTHER: u16 = 0;
+    pub(in crate::forwarder) const NOT_READY: u16 = 14;
+    pub(in crate::forwarder) const NO_REACHABLE_AUTHORITY: u16 = 22;
+    pub(in crate::forwarder) const NETWORK_ERROR: u16 = 23;
+}
