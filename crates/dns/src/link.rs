@@ -41,11 +41,11 @@ pub(crate) fn dial(
     state: &mut State,
     now: Instant,
     slot: SlotId,
-    upstream: u16,
+    endpoint: u16,
     carrier: Carrier,
     timeout: Duration,
 ) {
-    let remote = shell.config.upstreams()[usize::from(upstream)].address;
+    let remote = shell.config.upstreams()[usize::from(endpoint)].address;
     let ended = Ended { shell: Rc::downgrade(shell), slot };
     match carrier {
         Carrier::Datagram => {

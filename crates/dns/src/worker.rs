@@ -11,7 +11,7 @@ use forebay::sys::udp::MESSAGES_MAX;
 use forebay::sys::{self, ConnectedRecvBatch, RecvBatch};
 use forebay_core::{Event, Instant, Ledger, Permits, SlotId};
 use forebay_dns_core::forwarder::{
-    Client, Forwarder, ForwarderConfig, ForwarderConfigError, Link, LinkAction, Upstream,
+    Client, Endpoint, Forwarder, ForwarderConfig, ForwarderConfigError, Link, LinkAction, Upstream,
 };
 use forebay_dns_core::wire::HashSeed;
 use tokio::io::Interest;
@@ -75,7 +75,7 @@ fn forwarder_config(
     hash_seed: HashSeed,
     random_seed: [u8; 32],
 ) -> ForwarderConfig {
-    let upstream = |(address, (udp, stream)): (&crate::UpstreamAddress, &(Permits, Permits))| Upstream {
+    let endpoint = |(address, (udp, stream)): (&crate::UpstreamAddress, &(Permits, Permits))| Endpoint {
         name: address.to_string(),
         datagram: (address.transport == Transport::Udp)
             .then(|| Link { config: config.udp, permits: udp.clone() }),
@@ -91,9 +91,9 @@ fn forwarder_config(
             permits: stream.clone(),
         },
     };
-    let upstreams = config.upstreams.iter().zip(permits).map(upstream).collect();
+    let endpoints = config.upstreams.iter().zip(permits).map(endpoint).collect();
+    let upstreams = vec![Upstream { name: "default".to_owned(), endpoints, strategy: config.strategy }];
     ForwarderConfig {
-        strategy: config.strategy,
         attempt_timeout: config.attempt_timeout,
         query_timeout: config.query_timeout,
         attempts_max: config.attempts_max,
@@ -332,8 +332,8 @@ impl Shell {
                 }
             } else if let Some(action) = forwarder.poll_link() {
                 match action {
-                    LinkAction::Dial { slot, upstream, carrier, timeout } => {
-                        link::dial(self, state, now, slot, upstream, carrier, timeout);
+                    LinkAction::Dial { slot, endpoint, carrier, timeout } => {
+                        link::dial(self, state, now, slot, endpoint, carrier, timeout);
                     }
                     LinkAction::Close { slot } => {
                         if let Some(link) = mail.links.remove(slot) {

@@ -12,8 +12,8 @@ impl Forwarder {
         while let Some(action) = self.engine.poll_action() {
             match action {
                 Action::Dial { slot, timeout } => {
-                    let (upstream, carrier) = self.roles[slot.endpoint().index()];
-                    self.links.push_back(LinkAction::Dial { slot, upstream, carrier, timeout });
+                    let (endpoint, carrier) = self.roles[slot.endpoint().index()];
+                    self.links.push_back(LinkAction::Dial { slot, endpoint, carrier, timeout });
                 }
                 Action::Close { slot, .. } => {
                     // What the shell has told to be gone already needs no closing.

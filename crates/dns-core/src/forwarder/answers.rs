@@ -42,13 +42,14 @@ impl Forwarder {
             let took = now.saturating_duration_since(*at);
             self.engine.observe_latency(slot.endpoint(), took);
         }
-        let upstream = self.flights.attempt(attempt).upstream;
+        let endpoint = self.flights.attempt(attempt).endpoint;
         self.drop_attempt(now, attempt, Outcome::Good);
         if answer.is_truncated() && self.carrier(slot) == Carrier::Datagram {
             self.counters.truncated += 1;
+            let first = self.group(flight).first;
             let this = self.flights.flight_mut(flight);
             this.stream = true;
-            this.cursor = u32::from(upstream);
+            this.cursor = u32::from(endpoint - first);
             self.attempt(now, flight, out);
             return;
         }
@@ -58,9 +59,10 @@ impl Forwarder {
                 if answer.opt.is_none() && self.flights.flight(flight).edns =>
             {
                 // RFC 6891 §7: it may be the OPT record that it does not understand.
+                let first = self.group(flight).first;
                 let this = self.flights.flight_mut(flight);
                 this.edns = false;
-                this.cursor = u32::from(upstream);
+                this.cursor = u32::from(endpoint - first);
                 self.attempt(now, flight, out);
             }
             _ => self.weigh_error(now, flight, &answer, out),
@@ -75,7 +77,7 @@ impl Forwarder {
         answer: &Answer<'_>,
         out: &mut impl Outbox,
     ) {
-        let untried = self.flights.flight(flight).tries < self.endpoints.len() as u32;
+        let untried = self.flights.flight(flight).tries < u32::from(self.group(flight).len);
         if untried && self.flights.flight(flight).tries < self.attempts_max {
             self.flights.flight_mut(flight).rcode = Some(answer.rcode);
             self.attempt(now, flight, out);

@@ -2,11 +2,11 @@
 
 use forebay_core::{Acquired, Cause, EndpointId, Instant, Lease, Outcome};
 
-use super::config::{Carrier, Strategy};
+use super::config::{Carrier, Route, Strategy};
 use super::errors::ede;
 use super::flight::AttemptState;
-use super::{Client, Forwarder, Outbox};
-use crate::wire::{ExtendedError, Query, QuestionKey, UpstreamQuery, rcode, write_query};
+use super::{Client, Forwarder, Group, Outbox};
+use crate::wire::{ExtendedError, Query, QuestionKey, UpstreamQuery, is_under, rcode, write_query};
 
 /// Time-outs in a row, with no answer between, after which a stream is taken for dead.
 const SILENT_MAX: u32 = 3;
@@ -26,74 +26,92 @@ impl Forwarder {
             return;
         }
         self.counters.misses += 1;
-        let flight = self.flights.begin(&self.key, now + self.query_timeout);
+        let upstream = self.upstream_of(self.key.question());
+        let flight = self.flights.begin(&self.key, upstream, now + self.query_timeout);
         self.flights.add_waiter(flight, client, query);
-        self.flights.flight_mut(flight).cursor = self.first_upstream(now);
+        self.flights.flight_mut(flight).cursor = self.first_endpoint(now, upstream);
         self.attempt(now, flight, out);
         self.process(now, out);
     }
 
-    pub(super) fn first_upstream(&mut self, now: Instant) -> u32 {
-        let n = self.endpoints.len() as u32;
-        match self.strategy {
+    /// Which upstream a question goes to: the longest suffix of its name that has a route.
+    fn upstream_of(&self, question: &[u8]) -> u16 {
+        let name = question.get(..question.len().saturating_sub(4)).unwrap_or_default();
+        let fits = |route: &&Route| is_under(name, &route.suffix);
+        self.routes.iter().find(fits).map_or(0, |route| route.upstream)
+    }
+
+    /// Where in the order of an upstream's endpoints a question begins.
+    fn first_endpoint(&mut self, now: Instant, upstream: u16) -> u32 {
+        let group = &mut self.upstreams[usize::from(upstream)];
+        let n = u32::from(group.len);
+        match group.strategy {
             _ if n == 1 => 0,
             Strategy::Sequential => 0,
             Strategy::RoundRobin => {
-                self.turn = (self.turn + 1) % n;
-                self.turn
+                group.turn = (group.turn + 1) % n;
+                group.turn
             }
             Strategy::Random => self.chance.below(n),
-            Strategy::LeastInflight => (0..n)
-                .min_by_key(|&upstream| {
-                    let id = self.endpoint_of(upstream, false);
+            Strategy::LeastInflight => {
+                let first = group.first;
+                let load = |at: &u32| {
+                    let id = self.engine_endpoint(first + *at as u16, false);
                     (!self.engine.is_available(now, id), self.engine.in_use(id))
-                })
-                .unwrap_or(0),
+                };
+                (0..n).min_by_key(load).unwrap_or(0)
+            }
         }
     }
 
-    pub(super) fn endpoint_of(&self, upstream: u32, stream: bool) -> EndpointId {
-        let endpoints = &self.endpoints[upstream as usize];
-        match endpoints.datagram {
+    /// The upstream that a flight goes to.
+    pub(super) fn group(&self, flight: u32) -> &Group {
+        &self.upstreams[usize::from(self.flights.flight(flight).upstream)]
+    }
+
+    fn engine_endpoint(&self, endpoint: u16, stream: bool) -> EndpointId {
+        let address = &self.endpoints[usize::from(endpoint)];
+        match address.datagram {
             Some(datagram) if !stream => datagram,
-            _ => endpoints.stream,
+            _ => address.stream,
         }
     }
 
-    /// Begins one more attempt at the next upstream that lets it; fails the flight when there is no hope left.
+    /// Begins one more attempt at the next endpoint that lets it; fails the flight when there is no hope left.
     pub(super) fn attempt(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
-        let n = self.endpoints.len() as u32;
+        let Group { first, len, .. } = *self.group(flight);
+        let n = u32::from(len);
         for _ in 0..n {
             let this = self.flights.flight_mut(flight);
             if this.tries >= self.attempts_max {
                 break;
             }
-            let (upstream, stream, deadline) = (this.cursor % n, this.stream, this.deadline);
+            let (stream, deadline) = (this.stream, this.deadline);
+            let endpoint = first + (this.cursor % n) as u16;
             this.cursor = this.cursor.wrapping_add(1) % n;
-            if self.flights.stands_in_line(flight, upstream as u16) {
+            if self.flights.stands_in_line(flight, endpoint) {
                 continue;
             }
             let this = self.flights.flight_mut(flight);
             this.tries += 1;
             let retry = this.tries > 1;
-            let endpoint = self.endpoint_of(upstream, stream);
-            match self.engine.acquire(now, endpoint, deadline) {
+            let id = self.engine_endpoint(endpoint, stream);
+            match self.engine.acquire(now, id, deadline) {
                 Acquired::Lease(lease) => {
                     self.counters.retries += u64::from(retry);
-                    let attempt = self.flights.add_attempt(flight, upstream as u16, AttemptState::Vacant);
+                    let attempt = self.flights.add_attempt(flight, endpoint, AttemptState::Vacant);
                     self.transmit(now, attempt, lease, out);
                     return;
                 }
                 Acquired::Wait(ticket) => {
                     self.counters.retries += u64::from(retry);
-                    let attempt =
-                        self.flights.add_attempt(flight, upstream as u16, AttemptState::Line(ticket));
+                    let attempt = self.flights.add_attempt(flight, endpoint, AttemptState::Line(ticket));
                     self.remember_ticket(ticket, attempt);
                     self.set_timer(now, flight);
                     return;
                 }
                 Acquired::Refused(refusal) => {
-                    let cause = self.engine.last_failure(endpoint);
+                    let cause = self.engine.last_failure(id);
                     let this = self.flights.flight_mut(flight);
                     this.failure = Some(match refusal {
                         forebay_core::Refusal::BreakerOpen { last, .. }
@@ -114,12 +132,12 @@ impl Forwarder {
 
     /// An attempt came to nothing, and not by time-out: begins another unless one is still out.
     pub(super) fn try_again(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
+        let n = u32::from(self.group(flight).len);
         let this = self.flights.flight_mut(flight);
         // A connection that had worked and was closed meanwhile does not count against the attempts, once.
         if this.replays == 1 && this.failure.is_none() {
             this.tries = this.tries.saturating_sub(1);
-            this.cursor =
-                this.cursor.wrapping_add(self.endpoints.len() as u32 - 1) % self.endpoints.len() as u32;
+            this.cursor = (this.cursor + n - 1) % n;
         }
         self.attempt(now, flight, out);
     }

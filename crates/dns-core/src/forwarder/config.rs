@@ -26,9 +26,9 @@ pub struct Link {
     pub permits: Permits,
 }
 
-/// One upstream endpoint: where queries go.
+/// One address that queries go to.
 #[derive(Clone, Debug)]
-pub struct Upstream {
+pub struct Endpoint {
     /// What it is called in errors: its address.
     pub name: String,
     /// Its datagram connections; `None` if it is only spoken to over streams.
@@ -37,7 +37,27 @@ pub struct Upstream {
     pub stream: Link,
 }
 
-/// Which upstream is asked first. The others follow in their order, from there on.
+/// Endpoints that know the same, and how one of them is chosen.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// What it is called in logs and figures.
+    pub name: String,
+    /// Where queries go, in order.
+    pub endpoints: Vec<Endpoint>,
+    /// Which of them is asked first.
+    pub strategy: Strategy,
+}
+
+/// Names that go to an upstream other than the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The name under which everything goes there, itself included: in wire form, lower case.
+    pub suffix: Vec<u8>,
+    /// Which upstream, by its place.
+    pub upstream: u16,
+}
+
+/// Which endpoint is asked first. The others follow in their order, from there on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
     /// The first in the list, as long as it answers.
@@ -54,10 +74,10 @@ pub enum Strategy {
 /// What a forwarder is told. [`Forwarder::new`](super::Forwarder::new) checks it.
 #[derive(Clone, Debug)]
 pub struct ForwarderConfig {
-    /// Where queries go, in order.
+    /// Where queries go: to the first, unless a route says otherwise.
     pub upstreams: Vec<Upstream>,
-    /// Which of them is asked first.
-    pub strategy: Strategy,
+    /// Which names go to others. The longest suffix that fits holds.
+    pub routes: Vec<Route>,
     /// How long an answer is waited for before another attempt begins; the answer stays welcome. Default 1 s.
     pub attempt_timeout: Duration,
     /// How long a client waits at most; then it is told SERVFAIL. Default 4 s, under the 5 s of common stub resolvers.
@@ -83,7 +103,7 @@ impl ForwarderConfig {
     pub fn new(upstreams: Vec<Upstream>, hash_seed: HashSeed, random_seed: [u8; 32]) -> Self {
         Self {
             upstreams,
-            strategy: Strategy::default(),
+            routes: Vec::new(),
             attempt_timeout: Duration::from_secs(1),
             query_timeout: Duration::from_secs(4),
             attempts_max: 6,
@@ -108,7 +128,24 @@ impl ForwarderConfig {
             return wrong("upstreams", "empty".to_owned(), "at least one");
         }
         if self.upstreams.len() > UPSTREAMS_MAX {
-            return wrong("upstreams", self.upstreams.len().to_string(), "at most 64");
+            return wrong("upstreams", self.upstreams.len().to_string(), "at most 1024");
+        }
+        for upstream in &self.upstreams {
+            if upstream.endpoints.is_empty() {
+                return wrong(
+                    "upstreams",
+                    format!("{} without endpoints", upstream.name),
+                    "one endpoint or more",
+                );
+            }
+            if upstream.endpoints.len() > ENDPOINTS_MAX {
+                return wrong("upstreams", upstream.endpoints.len().to_string(), "at most 64 endpoints each");
+            }
+        }
+        if let Some(route) =
+            self.routes.iter().find(|route| usize::from(route.upstream) >= self.upstreams.len())
+        {
+            return wrong("routes", route.upstream.to_string(), "the place of an upstream");
         }
         if self.attempt_timeout < ATTEMPT_TIMEOUT_MIN {
             return wrong("attempt_timeout", format!("{:?}", self.attempt_timeout), "at least 10ms");
@@ -128,8 +165,8 @@ impl ForwarderConfig {
         if self.udp_size < UDP_LEN_MIN {
             return wrong("udp_size", self.udp_size.to_string(), "512 to 65535");
         }
-        for upstream in &self.upstreams {
-            for link in upstream.datagram.iter().chain([&upstream.stream]) {
+        for endpoint in self.upstreams.iter().flat_map(|upstream| &upstream.endpoints) {
+            for link in endpoint.datagram.iter().chain([&endpoint.stream]) {
                 if link.config.capacity > CAPACITY_MAX {
                     return wrong("capacity", link.config.capacity.to_string(), "at most 16384");
                 }
@@ -139,8 +176,10 @@ impl ForwarderConfig {
     }
 }
 
-/// Upstreams of one forwarder: a number that no list written by a person reaches.
-const UPSTREAMS_MAX: usize = 64;
+/// Upstreams of one forwarder: one for each route, a number that no list written by a person reaches.
+const UPSTREAMS_MAX: usize = 1024;
+/// Endpoints of one upstream: the same.
+const ENDPOINTS_MAX: usize = 64;
 /// An attempt shorter than this would give up on upstreams that are merely far away.
 const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_millis(10);
 /// No client waits longer than this.

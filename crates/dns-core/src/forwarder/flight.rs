@@ -68,8 +68,8 @@ impl Waiter {
 pub(crate) struct Attempt {
     pub(crate) flight: u32,
     next: u32,
-    /// Which upstream.
-    pub(crate) upstream: u16,
+    /// Which endpoint, by its place among all.
+    pub(crate) endpoint: u16,
     pub(crate) state: AttemptState,
 }
 
@@ -103,7 +103,9 @@ pub(crate) struct Flight {
     pub(crate) tries: u32,
     /// How many attempts were begun anew because a used connection turned out dead.
     pub(crate) replays: u32,
-    /// Where in the order of upstreams the next attempt looks first.
+    /// Which upstream its name goes to.
+    pub(crate) upstream: u16,
+    /// Where in the order of that upstream's endpoints the next attempt looks first.
     pub(crate) cursor: u32,
     /// Whether queries carry an OPT record: not after an upstream took one for an error.
     pub(crate) edns: bool,
@@ -154,7 +156,7 @@ impl Flights {
         self.by_question.find(key.hash(), |&flight| self.flights[flight as usize].key == *key).copied()
     }
 
-    pub(crate) fn begin(&mut self, key: &QuestionKey, deadline: Instant) -> u32 {
+    pub(crate) fn begin(&mut self, key: &QuestionKey, upstream: u16, deadline: Instant) -> u32 {
         let fresh = Flight {
             key: key.clone(),
             in_use: true,
@@ -164,6 +166,7 @@ impl Flights {
             deadline,
             tries: 0,
             replays: 0,
+            upstream,
             cursor: 0,
             edns: true,
             stream: false,
@@ -251,9 +254,9 @@ impl Flights {
         Some(&self.waiters[index as usize])
     }
 
-    pub(crate) fn add_attempt(&mut self, flight: u32, upstream: u16, state: AttemptState) -> u32 {
+    pub(crate) fn add_attempt(&mut self, flight: u32, endpoint: u16, state: AttemptState) -> u32 {
         let next = self.flights[flight as usize].attempts;
-        let attempt = Attempt { flight, next, upstream, state };
+        let attempt = Attempt { flight, next, endpoint, state };
         let index = match self.attempts_free.pop() {
             Some(index) => {
                 self.attempts[index as usize] = attempt;
@@ -305,12 +308,12 @@ impl Flights {
         }
     }
 
-    /// Whether an attempt waits for a connection to this upstream.
-    pub(crate) fn stands_in_line(&self, flight: u32, upstream: u16) -> bool {
+    /// Whether an attempt waits for a connection to this endpoint.
+    pub(crate) fn stands_in_line(&self, flight: u32, endpoint: u16) -> bool {
         let mut at = self.flights[flight as usize].attempts;
         while at != NONE {
             let attempt = &self.attempts[at as usize];
-            if attempt.upstream == upstream && matches!(attempt.state, AttemptState::Line(_)) {
+            if attempt.endpoint == endpoint && matches!(attempt.state, AttemptState::Line(_)) {
                 return true;
             }
             at = attempt.next;

@@ -36,7 +36,9 @@ use forebay_core::{
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-pub use self::config::{Carrier, ForwarderConfig, ForwarderConfigError, Link, Strategy, Upstream};
+pub use self::config::{
+    Carrier, Endpoint, ForwarderConfig, ForwarderConfigError, Link, Route, Strategy, Upstream,
+};
 pub use self::counters::ForwarderCounters;
 use self::errors::{count_reply, terms};
 use self::exchange::Exchanges;
@@ -72,8 +74,8 @@ pub enum LinkAction {
     Dial {
         /// Its slot.
         slot: SlotId,
-        /// Which upstream, by its place in the configuration.
-        upstream: u16,
+        /// Which endpoint, by its place among those of all upstreams.
+        endpoint: u16,
         /// Over what.
         carrier: Carrier,
         /// How long it may take.
@@ -90,17 +92,16 @@ pub enum LinkAction {
 #[derive(Debug)]
 pub struct Forwarder {
     seed: HashSeed,
-    strategy: Strategy,
     attempt_timeout: Duration,
     query_timeout: Duration,
     attempts_max: u32,
     waiting_max: usize,
     udp_size: u16,
-    names: Vec<String>,
-    endpoints: Vec<Endpoints>,
-    /// Upstream and carrier of each of the engine's endpoints, by its index.
+    upstreams: Vec<Group>,
+    routes: Vec<Route>,
+    endpoints: Vec<Address>,
+    /// Endpoint and carrier of each of the engine's endpoints, by its index.
     roles: Vec<(u16, Carrier)>,
-    turn: u32,
     ids: ChaCha8Rng,
     chance: Rng,
     engine: Engine,
@@ -119,8 +120,20 @@ pub struct Forwarder {
     draining: bool,
 }
 
+/// One upstream: a run of the endpoints.
 #[derive(Clone, Copy, Debug)]
-struct Endpoints {
+struct Group {
+    first: u16,
+    len: u16,
+    strategy: Strategy,
+    /// Where the last turn of round robin was.
+    turn: u32,
+}
+
+/// One endpoint as it was listed; to the engine it is one for each carrier.
+#[derive(Debug)]
+struct Address {
+    name: String,
     datagram: Option<EndpointId>,
     stream: EndpointId,
 }
@@ -136,30 +149,38 @@ impl Forwarder {
         config.validate()?;
         let mut ids = ChaCha8Rng::from_seed(config.random_seed);
         let mut engine = Engine::new(Balance::default(), ids.next_u64());
+        let mut upstreams = Vec::new();
         let mut endpoints = Vec::new();
         let mut roles = Vec::new();
-        for (upstream, one) in config.upstreams.iter().enumerate() {
-            let mut add = |link: &Link, carrier| {
-                let id = engine.add_endpoint(now, link.config, link.permits.clone())?;
-                roles.push((upstream as u16, carrier));
-                Ok::<_, ForwarderConfigError>(id)
-            };
-            let datagram = one.datagram.as_ref().map(|link| add(link, Carrier::Datagram)).transpose()?;
-            endpoints.push(Endpoints { datagram, stream: add(&one.stream, Carrier::Stream)? });
+        for upstream in config.upstreams {
+            let (first, len) = (endpoints.len() as u16, upstream.endpoints.len() as u16);
+            upstreams.push(Group { first, len, strategy: upstream.strategy, turn: 0 });
+            for one in upstream.endpoints {
+                let mut add = |link: Link, carrier| {
+                    let id = engine.add_endpoint(now, link.config, link.permits)?;
+                    roles.push((endpoints.len() as u16, carrier));
+                    Ok::<_, ForwarderConfigError>(id)
+                };
+                let datagram = one.datagram.map(|link| add(link, Carrier::Datagram)).transpose()?;
+                let stream = add(one.stream, Carrier::Stream)?;
+                endpoints.push(Address { name: one.name, datagram, stream });
+            }
         }
+        let mut routes = config.routes;
+        // The first that fits is the longest.
+        routes.sort_by_key(|route| std::cmp::Reverse(route.suffix.len()));
         let mut forwarder = Self {
             seed: config.hash_seed,
-            strategy: config.strategy,
             attempt_timeout: config.attempt_timeout,
             query_timeout: config.query_timeout,
             attempts_max: config.attempts_max,
             waiting_max: config.waiting_max,
             udp_size: config.udp_size,
-            names: config.upstreams.into_iter().map(|upstream| upstream.name).collect(),
+            upstreams,
+            routes,
             tickets: vec![Vec::new(); roles.len()],
             endpoints,
             roles,
-            turn: 0,
             chance: Rng::new(ids.next_u64()),
             ids,
             engine,
@@ -310,7 +331,7 @@ impl Forwarder {
         self.links.pop_front()
     }
 
-    /// Takes the next event for the log, with the name of the upstream it is about.
+    /// Takes the next event for the log, with the name of the endpoint it is about.
     pub fn poll_event(&mut self) -> Option<(Event, &str)> {
         let event = self.engine.poll_event()?;
         let endpoint = match event {
@@ -323,8 +344,8 @@ impl Forwarder {
             | Event::LocalExhaustion { endpoint, .. } => endpoint,
             _ => return Some((event, "")),
         };
-        let (upstream, _) = self.roles[endpoint.index()];
-        Some((event, &self.names[usize::from(upstream)]))
+        let (endpoint, _) = self.roles[endpoint.index()];
+        Some((event, &self.endpoints[usize::from(endpoint)].name))
     }
 
     /// Returns when to call [`Forwarder::handle_timeout`] next.
@@ -360,11 +381,11 @@ impl Forwarder {
         (self.flights.len(), self.flights.waiting())
     }
 
-    /// Iterates over the pools: upstream (by its place in the configuration), carrier, figures.
+    /// Iterates over the pools: endpoint (by its place among all), carrier, figures.
     pub fn pools(&self, now: Instant) -> impl Iterator<Item = (u16, Carrier, Snapshot)> + '_ {
         let ids = self.endpoints.iter().flat_map(|e| e.datagram.into_iter().chain([e.stream]));
-        ids.zip(&self.roles).filter_map(move |(id, &(upstream, carrier))| {
-            self.engine.snapshot(now, id).map(|snapshot| (upstream, carrier, snapshot))
+        ids.zip(&self.roles).filter_map(move |(id, &(endpoint, carrier))| {
+            self.engine.snapshot(now, id).map(|snapshot| (endpoint, carrier, snapshot))
         })
     }
 

@@ -19,6 +19,7 @@ pub use answer::{
 pub(crate) use answer::{plain_ttl, same_question};
 pub use edns::{Edns, EdnsOption, EdnsOptions, ExtendedError};
 pub use key::{HashSeed, QuestionKey};
+pub use name::is_under;
 pub use query::{
     Asked, AskedEdns, FaultAnswer, FaultCause, IgnoreCause, Query, QueryFault, UpstreamQuery, scan_query,
     write_query,

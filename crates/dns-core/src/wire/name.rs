@@ -47,6 +47,22 @@ pub(crate) fn plain_name_end(bytes: &[u8], start: usize) -> Option<usize> {
     }
 }
 
+/// Whether an uncompressed name is `suffix` or below it, whatever the letter case of the first. `suffix` is in lower
+/// case. Both end with the root's label; a suffix that is the root fits every name.
+pub fn is_under(name: &[u8], suffix: &[u8]) -> bool {
+    let Some(mut skip) = name.len().checked_sub(suffix.len()) else { return false };
+    let mut at = 0;
+    // The suffix must begin where a label does.
+    while skip > 0 {
+        let step = 1 + usize::from(name[at]);
+        let Some(left) = skip.checked_sub(step) else { return false };
+        skip = left;
+        at += step;
+    }
+    // Lengths of labels are below 64 and thus no letters.
+    name[at..].eq_ignore_ascii_case(suffix)
+}
+
 /// Skips the name at `start`, and proves by following its pointers that it can be read.
 ///
 /// What a pointer leads to must begin and end before the run of labels that the pointer stands

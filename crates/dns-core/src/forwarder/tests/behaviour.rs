@@ -5,7 +5,7 @@ use std::time::Duration;
 use forebay_core::{BreakerState, Cause, Config, Permits};
 
 use super::world::{OK, World, answer_to, config, id, rcode, udp};
-use crate::forwarder::{Carrier, Client, Handled, Strategy};
+use crate::forwarder::{Carrier, Client, Handled, Route, Strategy};
 use crate::testing::{DO, Message, name};
 use crate::wire::Scan;
 
@@ -288,7 +288,7 @@ fn an_upstream_that_does_not_know_edns_is_asked_without() {
 
 fn stream_only(upstreams: usize) -> World {
     let mut settings = config(upstreams);
-    settings.upstreams.iter_mut().for_each(|upstream| upstream.datagram = None);
+    settings.upstreams[0].endpoints.iter_mut().for_each(|endpoint| endpoint.datagram = None);
     World::new(settings)
 }
 
@@ -331,7 +331,7 @@ fn a_stream_that_answers_nothing_is_given_up() {
 fn strategies_choose_who_is_asked_first() {
     let first = |strategy, questions: u32| {
         let mut settings = config(3);
-        settings.strategy = strategy;
+        settings.upstreams[0].strategy = strategy;
         let mut world = World::new(settings);
         let mut asked = [0u32; 3];
         for n in 0..questions {
@@ -377,7 +377,7 @@ fn the_udp_size_is_asked_of_upstreams_and_caps_replies() {
 #[test]
 fn without_a_pool_each_query_has_its_own_socket() {
     let mut settings = config(1);
-    if let Some(link) = &mut settings.upstreams[0].datagram {
+    if let Some(link) = &mut settings.upstreams[0].endpoints[0].datagram {
         link.config = Config { capacity: 1, uses_max: Some(1), ..Config::default() };
         link.permits = Permits::alone(64, 0);
     }
@@ -447,5 +447,35 @@ fn each_impossible_setting_is_named() {
     assert!(field(|c| c.attempts_max = 0).contains("attempts_max"));
     assert!(field(|c| c.waiting_max = 0).contains("waiting_max"));
     assert!(field(|c| c.udp_size = 511).contains("udp_size"));
-    assert!(field(|c| c.upstreams[0].stream.config.capacity = 20_000).contains("capacity"));
+    assert!(field(|c| c.upstreams[0].endpoints[0].stream.config.capacity = 20_000).contains("capacity"));
+}
+
+#[test]
+fn the_longest_route_that_fits_says_which_upstream_is_asked() {
+    let mut settings = config(1);
+    for (n, suffix) in
+        [&b"\x04corp\x07example\0"[..], b"\x02eu\x04corp\x07example\0", b"\x03arp\0"].iter().enumerate()
+    {
+        let mut upstream = settings.upstreams[0].clone();
+        upstream.endpoints[0].name = format!("routed {n}");
+        settings.upstreams.push(upstream);
+        settings.routes.push(Route { suffix: suffix.to_vec(), upstream: n as u16 + 1 });
+    }
+    let mut world = World::new(settings);
+    for (name, endpoint) in [
+        ("example", 0),
+        ("corp.example", 1),
+        ("a.Corp.EXAMPLE", 1),
+        ("acorp.example", 0),
+        ("eu.corp.example", 2),
+        ("www.eu.corp.example", 2),
+        ("aeu.corp.example", 1),
+        ("arp", 3),
+        ("4.arp", 3),
+        ("corp.example.org", 0),
+    ] {
+        world.ask(udp(1), &Message::query(name, 1));
+        let (slot, _) = world.one_sent();
+        assert_eq!(world.links[&slot].0, endpoint, "{name}");
+    }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use forebay_core::{Cause, Config, IdleOrder, Instant, Permits, Rng, SlotId};
 
 use crate::forwarder::{
-    Carrier, Client, Forwarder, ForwarderConfig, Handled, Link, LinkAction, Outbox, Upstream, wheel,
+    Carrier, Client, Endpoint, Forwarder, ForwarderConfig, Handled, Link, LinkAction, Outbox, Strategy,
+    Upstream, wheel,
 };
 use crate::testing::{Message, seed};
 
@@ -48,15 +49,14 @@ pub(super) fn config(upstreams: usize) -> ForwarderConfig {
         config: Config { capacity, order, ..Config::default() },
         permits: Permits::alone(64, 0),
     };
-    let upstream = |n| Upstream {
+    let endpoint = |n| Endpoint {
         name: format!("upstream {n}"),
         datagram: Some(link(16, IdleOrder::Random)),
         stream: link(16, IdleOrder::Lifo),
     };
-    ForwarderConfig {
-        cache_bytes: 1 << 20,
-        ..ForwarderConfig::new((0..upstreams).map(upstream).collect(), seed(), [7; 32])
-    }
+    let endpoints = (0..upstreams).map(endpoint).collect();
+    let all = Upstream { name: "default".to_owned(), endpoints, strategy: Strategy::default() };
+    ForwarderConfig { cache_bytes: 1 << 20, ..ForwarderConfig::new(vec![all], seed(), [7; 32]) }
 }
 
 pub(super) fn udp(port: u16) -> Client {
@@ -82,7 +82,7 @@ impl World {
     pub(super) fn settle(&mut self) {
         while let Some(action) = self.forwarder.poll_link() {
             match action {
-                LinkAction::Dial { slot, upstream, carrier, .. } => {
+                LinkAction::Dial { slot, endpoint: upstream, carrier, .. } => {
                     self.dialed += 1;
                     let result = self.dials.get(&(upstream, carrier)).copied().unwrap_or(Ok(()));
                     if result.is_ok() {
@@ -168,14 +168,14 @@ fn live(seed: u64) {
     let mut rng = Rng::new(seed);
     let upstreams = 1 + rng.below(3) as usize;
     let mut settings = config(upstreams);
-    settings.strategy = match rng.below(4) {
-        0 => super::super::Strategy::Sequential,
-        1 => super::super::Strategy::RoundRobin,
-        2 => super::super::Strategy::Random,
-        _ => super::super::Strategy::LeastInflight,
+    settings.upstreams[0].strategy = match rng.below(4) {
+        0 => Strategy::Sequential,
+        1 => Strategy::RoundRobin,
+        2 => Strategy::Random,
+        _ => Strategy::LeastInflight,
     };
     settings.cache_bytes = if rng.percent(30) { 0 } else { 64 << 10 };
-    for upstream in &mut settings.upstreams {
+    for upstream in &mut settings.upstreams[0].endpoints {
         for link in upstream.datagram.iter_mut().chain([&mut upstream.stream]) {
             link.config.capacity = 1 + rng.below(8);
             link.config.uses_max = rng.percent(30).then_some(1 + u64::from(rng.below(5)));
