@@ -1,6 +1,7 @@
 //! Clients' streams: pipelined queries, answers out of order (RFC 7766 §6.2.1.1, §7), nobody waits for a slow reader.
 
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,8 +28,8 @@ pub(crate) async fn accept(shell: Rc<Shell>, listener: TcpListener) {
             () = shell.stop.notified() => continue,
         };
         match accepted {
-            Ok((stream, _)) if shell.clients.try_take() => {
-                tokio::task::spawn_local(serve(Rc::clone(&shell), stream));
+            Ok((stream, peer)) if shell.clients.try_take() => {
+                tokio::task::spawn_local(serve(Rc::clone(&shell), stream, peer));
             }
             // Closing is the answer that costs least: the client tries again or goes elsewhere.
             Ok(_) => shell.clients_rejected.set(shell.clients_rejected.get() + 1),
@@ -40,13 +41,13 @@ pub(crate) async fn accept(shell: Rc<Shell>, listener: TcpListener) {
     }
 }
 
-async fn serve(shell: Rc<Shell>, stream: TcpStream) {
+async fn serve(shell: Rc<Shell>, stream: TcpStream, peer: SocketAddr) {
     let connection = shell.next_connection();
     // A peer that has gone already shows on the first read.
     let _ = sys::socket::apply_tcp_options(&stream, &TcpOptions::default());
     let (stream, wake) = (Rc::new(stream), Rc::new(Notify::new()));
     let out = StreamOut::new(Rc::clone(&stream), Rc::clone(&wake));
-    let client = ClientOut { out, in_flight: 0, paused: false };
+    let client = ClientOut { out, peer, in_flight: 0, paused: false };
     shell.state.borrow_mut().mail.clients.insert(connection, client);
     converse(&shell, connection, &stream, &wake).await;
     shell.state.borrow_mut().mail.clients.remove(&connection);
@@ -157,7 +158,8 @@ fn take_queries(shell: &Rc<Shell>, connection: u64, frames: &mut Frames, ended: 
             let Some(message) = frames.next() else { break };
             client.in_flight += 1;
             taken = true;
-            if forwarder.handle_query(now, Client::Stream { connection }, message, mail) == Handled::Ignored {
+            let client = Client::Stream { connection, peer: client.peer.ip() };
+            if forwarder.handle_query(now, client, message, mail) == Handled::Ignored {
                 return None;
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
@@ -79,6 +80,8 @@ impl StreamOut {
 /// A client's connection.
 pub(crate) struct ClientOut {
     pub(crate) out: StreamOut,
+    /// The address at its other end.
+    pub(crate) peer: SocketAddr,
     /// Queries that have not been answered.
     pub(crate) in_flight: u32,
     /// Whether its task reads nothing until a reply is out.
@@ -202,7 +205,7 @@ impl Outbox for Mail {
                     self.dropped += 1;
                 }
             }
-            Client::Stream { connection } => {
+            Client::Stream { connection, .. } => {
                 let Some(client) = self.clients.get_mut(&connection) else { return };
                 client.in_flight -= 1;
                 client.out.push(write);

@@ -32,7 +32,19 @@ pub enum Client {
     Stream {
         /// That number.
         connection: u64,
+        /// The address at its other end.
+        peer: IpAddr,
     },
+}
+
+impl Client {
+    /// The address that it asks from.
+    pub const fn address(&self) -> IpAddr {
+        match self {
+            Self::Udp { peer, .. } => peer.ip(),
+            Self::Stream { peer, .. } => *peer,
+        }
+    }
 }
 
 /// A client that waits. Keeps of its query what the reply gives back.

@@ -9,6 +9,7 @@ mod edns;
 mod key;
 mod name;
 mod query;
+mod text;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ pub use query::{
     write_query,
 };
 pub(crate) use query::{OPT_LEN, opt_record};
+pub use text::{NameText, NameTextError, parse_name};
 
 /// Length of the header that every message starts with (RFC 1035 §4.1.1), in bytes.
 pub const HEADER_LEN: usize = 12;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use forebay_core::{BreakerState, Cause, Config, Permits};
 
-use super::world::{OK, World, answer_to, config, id, rcode, udp};
-use crate::forwarder::{Carrier, Client, Handled, Route, Strategy};
+use super::world::{OK, World, answer_to, config, id, rcode, tcp, udp};
+use crate::forwarder::{Carrier, Handled, Route, Strategy};
 use crate::testing::{DO, Message, name};
 use crate::wire::Scan;
 
@@ -51,13 +51,13 @@ fn the_same_question_in_flight_is_asked_once_and_each_waiter_gets_its_own_back()
     world.ask(udp(1), &Message::query("a.test", 1));
     let mut second = Message::query("A.TEST", 1);
     second.0[0] = 0x77;
-    world.ask(Client::Stream { connection: 5 }, &second);
+    world.ask(tcp(5), &second);
     let (slot, query) = world.one_sent();
     world.answer(slot, &answer_to(&query, OK).a(60).0);
     assert_eq!(world.mail.replies.len(), 2);
     let (first, second) = (&world.mail.replies[0], &world.mail.replies[1]);
     assert_eq!((first.0, id(&first.1), &first.1[13..14]), (udp(1), 0x1234, &b"a"[..]));
-    assert_eq!((second.0, id(&second.1)), (Client::Stream { connection: 5 }, 0x7734));
+    assert_eq!((second.0, id(&second.1)), (tcp(5), 0x7734));
     assert_eq!(&second.1[13..14], b"A");
     assert_eq!(world.forwarder.counters().coalesced, 1);
 }
@@ -234,7 +234,7 @@ fn a_truncated_answer_is_asked_for_over_a_stream_of_the_same_upstream() {
     world.ask(udp(2), &Message::query("big.test", 16));
     let (_, reply) = world.one_reply();
     assert_eq!(reply[2] & 2, 2, "it does not fit into 512 bytes: the client is to come over TCP");
-    world.ask(Client::Stream { connection: 1 }, &Message::query("big.test", 16));
+    world.ask(tcp(1), &Message::query("big.test", 16));
     assert_eq!(world.one_reply().1[2] & 2, 0);
     assert_eq!(world.forwarder.counters().truncated, 1);
 }

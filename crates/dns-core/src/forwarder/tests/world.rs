@@ -63,6 +63,10 @@ pub(super) fn udp(port: u16) -> Client {
     Client::Udp { listener: 0, peer: ([192, 0, 2, 9], port).into(), local: None }
 }
 
+pub(super) fn tcp(connection: u64) -> Client {
+    Client::Stream { connection, peer: [192, 0, 2, 9].into() }
+}
+
 impl World {
     pub(super) fn new(config: ForwarderConfig) -> Self {
         let now = Instant::from_nanos(1_000_000_000);
