@@ -34,7 +34,7 @@ declare -A port=([default]=15410 [thrice]=15411 [off]=15412 [ten]=15413) admin=(
 declare -A pid
 cases=(${CASES:-default thrice off ten})
 for name in "${cases[@]}"; do
-  printf '[admin]\nlisten = "127.0.0.1:%s"\n[log]\nlevel = "error"\n[dns]\nlisten = ["127.0.0.1:%s"]\nworkers = 1\ncache_size = 0\n%s\n' \
+  printf '[admin]\nlisten = "127.0.0.1:%s"\n[log]\nlevel = "error"\n[dns]\nlisten = ["127.0.0.1:%s"]\nworkers = 1\ncache = { size = 0 }\n%s\n' \
     "${admin[$name]}" "${port[$name]}" "${settings[$name]}" > "$work/$name.toml"
   start 0 "$target/forebay" run -c "$work/$name.toml"
   pid[$name]=$!

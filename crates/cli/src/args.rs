@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use forebay::units::{Size, Span};
 use forebay_bench::dns::Names;
-use forebay_dns::{DnsConfig, PoolMode, Settings, SettingsError, StrategyName};
+use forebay_dns::{CacheSettings, DnsConfig, PoolMode, Settings, SettingsError, StrategyName};
 use serde::Deserialize;
 use serde::de::value::{Error as WordError, StrDeserializer};
 
@@ -263,7 +263,7 @@ impl DnsArgs {
             upstreams: self.upstream.clone(),
             strategy: self.strategy.unwrap_or(default.strategy),
             workers: self.workers.unwrap_or(default.workers),
-            cache_size: self.cache_size.unwrap_or(default.cache_size),
+            cache: CacheSettings { size: self.cache_size.unwrap_or(default.cache.size), ..default.cache },
             pool: self.pool.unwrap_or(default.pool),
             ..default
         };
@@ -302,8 +302,7 @@ impl ServeArgs {
 fn flag_failure(error: &SettingsError) -> Failure {
     let flag = match error.key.as_str() {
         "upstreams" => "--upstream".to_owned(),
-        // Of the settings of the cache, the others have no option and are as they always are.
-        key if key.starts_with("cache_size") => "--cache-size".to_owned(),
+        "cache.size" => "--cache-size".to_owned(),
         key @ ("listen" | "workers") => format!("--{key}"),
         key => key.to_owned(),
     };

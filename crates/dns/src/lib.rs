@@ -30,8 +30,8 @@ use forebay_dns_core::wire::HashSeed;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::settings::{
-    ClientSettings, DnsConfig, PoolMode, Settings, SettingsError, StrategyName, StreamSettings, Transport,
-    UdpSettings, UpstreamAddress, parse_address,
+    CacheSettings, ClientSettings, DnsConfig, PoolMode, Settings, SettingsError, StrategyName,
+    StreamSettings, Transport, UdpSettings, UpstreamAddress, parse_address,
 };
 pub use self::stats::{CacheStats, LatencyStats, PoolStats, Stats};
 use self::worker::{Command, WorkerSeed};

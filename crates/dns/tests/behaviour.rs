@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use forebay_bench::responder::{Close, Responder, Script, Truncate, Verdict, expected_a};
-use forebay_dns::Settings;
+use forebay_dns::{CacheSettings, Settings};
 use support::{Tcp, Udp, address, id, query, rcode, run, settings, truncated};
 
 fn upstream(script: Script) -> Responder {
@@ -164,7 +164,7 @@ fn late_answers_never_reach_another_question() {
     });
     let server = run(&Settings {
         attempt_timeout: span(60),
-        cache_size: forebay::units::Size { bytes: 0 },
+        cache: CacheSettings { size: forebay::units::Size { bytes: 0 }, ..CacheSettings::default() },
         ..settings(&[&upstream])
     });
     let client = Udp::to(server.address);

@@ -8,7 +8,9 @@ use forebay::units::{Size, Span};
 use forebay_bench::responder::{Responder, Script, Verdict, expected_a};
 use forebay_core::AcquireOutcome::Fresh;
 use forebay_core::CloseReason;
-use forebay_dns::{ClientSettings, PoolMode, Settings, StrategyName, StreamSettings, UdpSettings};
+use forebay_dns::{
+    CacheSettings, ClientSettings, PoolMode, Settings, StrategyName, StreamSettings, UdpSettings,
+};
 use support::{Running, Tcp, Udp, address, id, query, rcode, run, settings, truncated, ttl};
 
 fn upstream(script: Script) -> Responder {
@@ -105,13 +107,19 @@ fn least_inflight_spares_the_one_that_is_slow() {
 }
 
 #[test]
-fn cache_size_bounds_what_is_kept_and_zero_keeps_nothing() {
+fn size_of_the_cache_bounds_what_is_kept_and_zero_keeps_nothing() {
     let upstream = upstream(Script::default());
-    let server = run(&Settings { cache_size: Size { bytes: 0 }, ..settings(&[&upstream]) });
+    let server = run(&Settings {
+        cache: CacheSettings { size: Size { bytes: 0 }, ..CacheSettings::default() },
+        ..settings(&[&upstream])
+    });
     ask(&server, 0..10);
     ask(&server, 0..10);
     assert_eq!(server.stats().counters.hits, 0);
-    let server = run(&Settings { cache_size: Size { bytes: 32 << 10 }, ..settings(&[&upstream]) });
+    let server = run(&Settings {
+        cache: CacheSettings { size: Size { bytes: 32 << 10 }, ..CacheSettings::default() },
+        ..settings(&[&upstream])
+    });
     ask(&server, 0..2000);
     let stats = server.stats();
     assert!(stats.cache.bytes <= 32 << 10 && stats.cache.evictions > 0, "{:?}", stats.cache);
@@ -131,8 +139,20 @@ fn ttl_bounds_are_obeyed() {
         ttl(&client.ask("a.test"))
     };
     assert_eq!(second_ttl(settings(&[&upstream])), 100);
-    assert_eq!(second_ttl(Settings { ttl_max: secs(30), ..settings(&[&upstream]) }), 30);
-    assert_eq!(second_ttl(Settings { ttl_min: secs(500), ..settings(&[&upstream]) }), 500);
+    assert_eq!(
+        second_ttl(Settings {
+            cache: CacheSettings { ttl_max: secs(30), ..CacheSettings::default() },
+            ..settings(&[&upstream])
+        }),
+        30
+    );
+    assert_eq!(
+        second_ttl(Settings {
+            cache: CacheSettings { ttl_min: secs(500), ..CacheSettings::default() },
+            ..settings(&[&upstream])
+        }),
+        500
+    );
     let kept = |settings: Settings| {
         let server = run(&settings);
         let client = Udp::to(server.address);
@@ -141,7 +161,13 @@ fn ttl_bounds_are_obeyed() {
         server.stats().counters.hits
     };
     assert_eq!(kept(settings(&[&upstream])), 1);
-    assert_eq!(kept(Settings { negative_ttl_max: secs(0), ..settings(&[&upstream]) }), 0);
+    assert_eq!(
+        kept(Settings {
+            cache: CacheSettings { negative_ttl_max: secs(0), ..CacheSettings::default() },
+            ..settings(&[&upstream])
+        }),
+        0
+    );
 }
 
 #[test]

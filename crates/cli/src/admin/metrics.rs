@@ -329,7 +329,7 @@ const FAMILIES: &[Family] = &[
         name: "forebay_dns_cache_evictions_total",
         kind: Kind::Counter,
         labels: &[],
-        help: "Answers that left the cache for others while still good: with many, cache_size is small.",
+        help: "Answers that left the cache for others while still good: with many, dns.cache.size is small.",
         read: |scrape, samples| samples.put(&[], scrape.stats.cache.evictions),
     },
     Family {

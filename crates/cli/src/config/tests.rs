@@ -70,8 +70,8 @@ fn each_mistake_is_one_line_with_its_place_and_what_may_be() {
             "f.toml:2: dns.query_timeout: `30` is not a time like 30s, 250ms, 5m or 1h",
         ),
         (
-            "[dns]\ncache_size = \"64MB\"",
-            "f.toml:2: dns.cache_size: `64MB` is not a size like 64MiB, 512KiB, 1GiB or 0",
+            "[dns.cache]\nsize = \"64MB\"",
+            "f.toml:2: dns.cache.size: `64MB` is not a size like 64MiB, 512KiB, 1GiB or 0",
         ),
         (
             "[admin]\nlisten = \"x\"",
@@ -108,8 +108,8 @@ fn each_mistake_is_one_line_with_its_place_and_what_may_be() {
             "f.toml:2: dns.stream.connections_max: is 0; it must be at least 1",
         ),
         (
-            "[dns]\ncache_size = \"1KiB\"",
-            "f.toml:2: dns.cache_size: 1KiB is too small for 2 workers: 16KiB for each, or 0 for no cache",
+            "[dns.cache]\nsize = \"1KiB\"",
+            "f.toml:2: dns.cache.size: 1KiB is too small for 2 workers: 16KiB for each, or 0 for no cache",
         ),
         (
             "[dns]\nlisten = [\"a\"]",
@@ -181,16 +181,18 @@ listen = ["127.0.0.1:5301", "[::1]:5301"]
 upstreams = ["tcp://192.0.2.1", "192.0.2.2:5353"]
 strategy = "least_inflight"
 workers = 3
-cache_size = "1GiB"
-ttl_min = "1s"
-ttl_max = "2h"
-negative_ttl_max = "1m"
 attempt_timeout = "500ms"
 query_timeout = "3s"
 attempts_max = 4
 waiting_max = 100
 udp_size = 1400
 pool = "off"
+
+[dns.cache]
+size = "1GiB"
+ttl_min = "1s"
+ttl_max = "2h"
+negative_ttl_max = "1m"
 
 [dns.udp]
 connections_min = 2

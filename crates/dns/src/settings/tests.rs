@@ -1,3 +1,5 @@
+use forebay::units::Size;
+
 use super::*;
 
 fn settings() -> Settings {
@@ -63,7 +65,13 @@ fn each_impossible_value_is_named() {
         ("listen", Settings { listen: vec!["127.0.0.1:5300".to_owned(); 2], ..settings() }),
         ("upstreams", Settings { upstreams: vec!["nowhere".to_owned()], ..settings() }),
         ("workers", Settings { workers: 1000, ..settings() }),
-        ("cache_size", Settings { cache_size: Size { bytes: 100 }, ..settings() }),
+        (
+            "cache.size",
+            Settings {
+                cache: CacheSettings { size: Size { bytes: 100 }, ..CacheSettings::default() },
+                ..settings()
+            },
+        ),
         ("attempt_timeout", Settings { attempt_timeout: zero, ..settings() }),
         ("query_timeout", Settings { query_timeout: Span(Duration::from_millis(20)), ..settings() }),
         ("attempts_max", Settings { attempts_max: 0, ..settings() }),

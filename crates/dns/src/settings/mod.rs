@@ -1,0 +1,268 @@
+//! What a person writes in `[dns]`, and the valid configuration made of it.
+
+mod address;
+mod cache;
+mod clients;
+mod pools;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use forebay::units::Span;
+use forebay_core::Config;
+use forebay_dns_core::cache::CachePolicy;
+use forebay_dns_core::forwarder::Strategy;
+use serde::{Deserialize, Serialize};
+
+use self::address::upstreams;
+pub use self::address::{Transport, UpstreamAddress, parse_address};
+pub use self::cache::CacheSettings;
+pub use self::clients::ClientSettings;
+pub use self::pools::{StreamSettings, UdpSettings};
+use self::pools::{stream_pool, udp_pool};
+
+/// The `[dns]` table of a configuration, every key optional.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Addresses to listen on, UDP and TCP both. Default `["127.0.0.1:5300"]`.
+    pub listen: Vec<String>,
+    /// Where queries go, in order: `udp://address`, `tcp://address`, or a bare address for UDP; the port is 53 unless
+    /// given. Default: this machine's own resolvers.
+    pub upstreams: Vec<String>,
+    /// Which upstream is asked first: `sequential`, `round_robin`, `random` or `least_inflight`. Default `sequential`.
+    pub strategy: StrategyName,
+    /// Worker threads; zero is one for each core. Default 0.
+    pub workers: usize,
+    /// How long an answer is waited for before another attempt begins. Default `1s`.
+    pub attempt_timeout: Span,
+    /// How long a client waits before it is told SERVFAIL. Default `4s`.
+    pub query_timeout: Span,
+    /// Attempts for one question. Default 6.
+    pub attempts_max: u32,
+    /// Clients that may wait at once, per worker. Default 65536.
+    pub waiting_max: usize,
+    /// The longest UDP message sent to a client or asked of an upstream, in bytes. Default 1232.
+    pub udp_size: u16,
+    /// `on`, or `off` for one UDP socket or TCP connection per query: the baseline of measurements. Default `on`.
+    pub pool: PoolMode,
+    /// What is kept of answers.
+    pub cache: CacheSettings,
+    /// The UDP sockets to each upstream.
+    pub udp: UdpSettings,
+    /// The TCP connections to each upstream.
+    pub stream: StreamSettings,
+    /// Clients' TCP connections.
+    pub clients: ClientSettings,
+}
+
+/// How `strategy` is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StrategyName {
+    /// The first upstream as long as it answers.
+    #[default]
+    Sequential,
+    /// Each in its turn.
+    RoundRobin,
+    /// Any, with equal chance.
+    Random,
+    /// The one with the fewest queries in flight.
+    LeastInflight,
+}
+
+/// Whether connections to upstreams are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolMode {
+    /// Kept, shared, rotated.
+    #[default]
+    On,
+    /// One for each query.
+    Off,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: vec!["127.0.0.1:5300".to_owned()],
+            upstreams: Vec::new(),
+            strategy: StrategyName::default(),
+            workers: 0,
+            attempt_timeout: Span(Duration::from_secs(1)),
+            query_timeout: Span(Duration::from_secs(4)),
+            attempts_max: 6,
+            waiting_max: 65_536,
+            udp_size: 1232,
+            pool: PoolMode::default(),
+            cache: CacheSettings::default(),
+            udp: UdpSettings::default(),
+            stream: StreamSettings::default(),
+            clients: ClientSettings::default(),
+        }
+    }
+}
+
+/// A value that cannot be, named so that its line can be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingsError {
+    /// The key, dotted, as in `udp.capacity`.
+    pub key: String,
+    /// What is wrong with its value, and what it may be.
+    pub problem: String,
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.problem)
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+/// A valid configuration of the DNS server. Made of [`Settings`] only.
+#[derive(Clone, Debug)]
+pub struct DnsConfig {
+    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) upstreams: Vec<UpstreamAddress>,
+    pub(crate) strategy: Strategy,
+    pub(crate) workers: usize,
+    pub(crate) cache_bytes: usize,
+    pub(crate) cache_policy: CachePolicy,
+    pub(crate) attempt_timeout: Duration,
+    pub(crate) query_timeout: Duration,
+    pub(crate) attempts_max: u32,
+    pub(crate) waiting_max: usize,
+    pub(crate) udp_size: u16,
+    pub(crate) udp: Config,
+    pub(crate) stream: Config,
+    pub(crate) clients: ClientSettings,
+}
+
+impl DnsConfig {
+    /// Returns where queries will go.
+    pub fn upstreams(&self) -> &[UpstreamAddress] {
+        &self.upstreams
+    }
+
+    /// Returns where it will listen.
+    pub fn listen(&self) -> &[SocketAddr] {
+        &self.listen
+    }
+
+    /// Returns how many workers there will be.
+    pub const fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// Makes a configuration. `system` are the machine's own resolvers, for when no upstream is named; `cores` is how
+    /// many there are.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be.
+    pub fn new(settings: &Settings, system: &[IpAddr], cores: usize) -> Result<Self, SettingsError> {
+        let wrong = |key: &str, problem: String| Err(SettingsError { key: key.to_owned(), problem });
+        let mut listen: Vec<SocketAddr> = Vec::new();
+        for text in &settings.listen {
+            let Some(address) = parse_address(text, 53) else {
+                return wrong(
+                    "listen",
+                    format!("`{text}` is not an address like 127.0.0.1:5300, [::1]:5300 or :53"),
+                );
+            };
+            if address.port() != 0 && listen.contains(&address) {
+                return wrong("listen", format!("{address} is listed twice"));
+            }
+            listen.push(address);
+        }
+        if listen.is_empty() {
+            return wrong(
+                "listen",
+                "is empty: name at least one address, like \"127.0.0.1:5300\"".to_owned(),
+            );
+        }
+        let upstreams = upstreams(settings, system, &listen)?;
+        if settings.workers > WORKERS_MAX {
+            return wrong(
+                "workers",
+                format!("{} is too many: 0 (one per core) to {WORKERS_MAX}", settings.workers),
+            );
+        }
+        let workers = if settings.workers == 0 { cores.clamp(1, WORKERS_MAX) } else { settings.workers };
+        let (cache_bytes, cache_policy) = settings.cache.share(workers)?;
+        let config = Self {
+            listen,
+            upstreams,
+            strategy: match settings.strategy {
+                StrategyName::Sequential => Strategy::Sequential,
+                StrategyName::RoundRobin => Strategy::RoundRobin,
+                StrategyName::Random => Strategy::Random,
+                StrategyName::LeastInflight => Strategy::LeastInflight,
+            },
+            workers,
+            cache_bytes,
+            cache_policy,
+            attempt_timeout: settings.attempt_timeout.0,
+            query_timeout: settings.query_timeout.0,
+            attempts_max: settings.attempts_max,
+            waiting_max: settings.waiting_max,
+            udp_size: settings.udp_size,
+            udp: udp_pool(settings),
+            stream: stream_pool(settings),
+            clients: settings.clients,
+        };
+        config.validate(settings)?;
+        Ok(config)
+    }
+
+    fn validate(&self, settings: &Settings) -> Result<(), SettingsError> {
+        for (table, pool, min) in [
+            ("udp", &self.udp, settings.udp.connections_min),
+            ("stream", &self.stream, settings.stream.connections_min),
+        ] {
+            if let Err(error) = pool.validate() {
+                let problem = format!("is {}; it must be {}", error.value, error.allowed);
+                return Err(SettingsError { key: format!("{table}.{}", error.field), problem });
+            }
+            let all = u64::from(min) * self.workers as u64;
+            if settings.pool == PoolMode::On && all > u64::from(pool.connections_max) {
+                let problem =
+                    format!("{min} for each of {} workers is more than connections_max", self.workers);
+                return Err(SettingsError { key: format!("{table}.connections_min"), problem });
+            }
+        }
+        for (key, value) in [
+            ("clients.connections_max", self.clients.connections_max),
+            ("clients.queries_max", self.clients.queries_max),
+        ] {
+            if value == 0 {
+                return Err(SettingsError {
+                    key: key.to_owned(),
+                    problem: "is 0; it must be at least 1".to_owned(),
+                });
+            }
+        }
+        if self.clients.idle_timeout.0 < Duration::from_millis(100) {
+            let problem = format!("{} is too short: at least 100ms", self.clients.idle_timeout);
+            return Err(SettingsError { key: "clients.idle_timeout".to_owned(), problem });
+        }
+        crate::worker::probe_config(self).map_err(|error| {
+            use forebay_dns_core::forwarder::ForwarderConfigError::Field;
+            match error {
+                Field { field, value, allowed } => SettingsError {
+                    key: field.to_owned(),
+                    problem: format!("is {value}; it must be {allowed}"),
+                },
+                other => SettingsError { key: "dns".to_owned(), problem: other.to_string() },
+            }
+        })
+    }
+}
+
+/// More threads than this have no use on any machine that forwards DNS.
+const WORKERS_MAX: usize = 256;

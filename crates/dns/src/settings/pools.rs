@@ -1,0 +1,114 @@
+//! `[dns.udp]` and `[dns.stream]`: the connections to each endpoint.
+
+use std::time::Duration;
+
+use forebay::units::Span;
+use forebay_core::{BackoffConfig, BreakerConfig, Config, IdleOrder};
+use serde::{Deserialize, Serialize};
+
+use super::{PoolMode, Settings};
+
+/// The `[dns.udp]` table: sockets to one upstream address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UdpSettings {
+    /// Sockets kept open per worker: each has its own random port (RFC 5452). Default 8.
+    pub connections_min: u32,
+    /// Sockets at most, all workers together. Default 4096.
+    pub connections_max: u32,
+    /// Queries in flight on one socket. Default 128.
+    pub capacity: u32,
+    /// A socket is replaced by one with another port after so long. Default `2m`.
+    pub age_max: Span,
+    /// A socket is replaced after so many queries. Default 20000.
+    pub uses_max: u64,
+    /// Sockets beyond `connections_min` close after standing idle for so long. Default `30s`.
+    pub idle_timeout: Span,
+}
+
+/// The `[dns.stream]` table: TCP connections to one upstream address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamSettings {
+    /// Connections kept open per worker. Default 0.
+    pub connections_min: u32,
+    /// Connections at most, all workers together. Default 64.
+    pub connections_max: u32,
+    /// Queries in flight on one connection. Default 64.
+    pub capacity: u32,
+    /// Connections close after standing idle for so long; many servers close theirs after 10 s. Default `8s`.
+    pub idle_timeout: Span,
+    /// How long a connection may take to be made. Default `2s`.
+    pub dial_timeout: Span,
+}
+
+impl Default for UdpSettings {
+    fn default() -> Self {
+        Self {
+            connections_min: 8,
+            connections_max: 4096,
+            capacity: 128,
+            age_max: Span(Duration::from_secs(120)),
+            uses_max: 20_000,
+            idle_timeout: Span(Duration::from_secs(30)),
+        }
+    }
+}
+
+impl Default for StreamSettings {
+    fn default() -> Self {
+        Self {
+            connections_min: 0,
+            connections_max: 64,
+            capacity: 64,
+            idle_timeout: Span(Duration::from_secs(8)),
+            dial_timeout: Span(Duration::from_secs(2)),
+        }
+    }
+}
+
+/// A breaker for DNS: names whose own servers are dead time out at a healthy upstream too, so that it takes many
+/// failures in a row, and a short pause, to say something of the upstream.
+const BREAKER: BreakerConfig =
+    BreakerConfig { failures: 32, open_base: Duration::from_millis(200), open_max: Duration::from_secs(2) };
+
+pub(super) fn udp_pool(settings: &Settings) -> Config {
+    let udp = &settings.udp;
+    let base = Config {
+        connections_max: udp.connections_max,
+        idle_max: udp.connections_max,
+        capacity: udp.capacity,
+        order: IdleOrder::Random,
+        dials_max: udp.connections_max.max(1),
+        idle_timeout: Some(udp.idle_timeout.0),
+        backoff: BackoffConfig { base: Duration::from_millis(20), max: Duration::from_secs(1) },
+        breaker: BREAKER,
+        ..Config::default()
+    };
+    match settings.pool {
+        PoolMode::On => Config {
+            connections_min: udp.connections_min,
+            age_max: Some(udp.age_max.0),
+            uses_max: Some(udp.uses_max),
+            ..base
+        },
+        PoolMode::Off => Config { capacity: 1, uses_max: Some(1), ..base },
+    }
+}
+
+pub(super) fn stream_pool(settings: &Settings) -> Config {
+    let stream = &settings.stream;
+    let base = Config {
+        connections_max: stream.connections_max,
+        idle_max: stream.connections_max,
+        capacity: stream.capacity,
+        dial_timeout: stream.dial_timeout.0,
+        idle_timeout: Some(stream.idle_timeout.0),
+        breaker: BREAKER,
+        ..Config::default()
+    };
+    match settings.pool {
+        PoolMode::On => Config { connections_min: stream.connections_min, ..base },
+        PoolMode::Off => Config { capacity: 1, uses_max: Some(1), ..base },
+    }
+}
