@@ -14,10 +14,11 @@ const HOW: &str = "<!-- Made by `FOREBAY_WRITE_DOCS=1 cargo test -p forebay-cli 
 
 /// The tables of a configuration file: name, source, and the struct whose fields are its keys.
 const TABLES: &[(&str, &str, &str)] = &[
-    ("dns", "../dns/src/settings.rs", "Settings"),
-    ("dns.udp", "../dns/src/settings.rs", "UdpSettings"),
-    ("dns.stream", "../dns/src/settings.rs", "StreamSettings"),
-    ("dns.clients", "../dns/src/settings.rs", "ClientSettings"),
+    ("dns", "../dns/src/settings/mod.rs", "Settings"),
+    ("dns.cache", "../dns/src/settings/cache.rs", "CacheSettings"),
+    ("dns.udp", "../dns/src/settings/pools.rs", "UdpSettings"),
+    ("dns.stream", "../dns/src/settings/pools.rs", "StreamSettings"),
+    ("dns.clients", "../dns/src/settings/clients.rs", "ClientSettings"),
     ("admin", "src/config.rs", "AdminSettings"),
     ("log", "src/config.rs", "LogSettings"),
 ];
