@@ -13,10 +13,12 @@
 //! - [`wire`] reads messages: the client's query, the upstream's answer, the key of a question.
 //! - [`reply`] writes replies: from the cache, from a fresh answer, or an error.
 //! - [`cache`] keeps answers, bounded in bytes.
+//! - [`web`] is what DNS over HTTPS adds.
 
 pub mod cache;
 pub mod forwarder;
 pub mod reply;
+pub mod web;
 pub mod wire;
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ pub(crate) fn dial(
                 let task = tokio::task::spawn_local(reader).abort_handle();
                 state.mail.links.insert(slot, task, LinkIo::Datagram(socket));
             });
-            let result = result.map_err(|error| cause_of(&error));
+            let result = result.map(|()| u32::MAX).map_err(|error| cause_of(&error));
             state.forwarder.handle_dialed(now, slot, result, &mut state.mail);
         }
         Carrier::Stream => {
@@ -125,7 +125,12 @@ async fn run_stream(_ended: Ended, shell: Rc<Shell>, slot: SlotId, remote: Socke
             (Err(_), _) => drop(mail.links.remove(slot)),
             (Ok(_), None) => {}
         }
-        forwarder.handle_dialed(sys::now(), slot, dialed.as_ref().map(drop).map_err(|cause| *cause), mail);
+        forwarder.handle_dialed(
+            sys::now(),
+            slot,
+            dialed.as_ref().map(|_| u32::MAX).map_err(|cause| *cause),
+            mail,
+        );
     }
     shell.settle();
     let Ok(stream) = dialed else { return };

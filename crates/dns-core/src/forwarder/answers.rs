@@ -10,6 +10,7 @@ use crate::reply::{write_error, write_fresh};
 use crate::wire::{Answer, LetterCase, QuestionEcho, Scan, answer_matches, rcode};
 
 impl Forwarder {
+    /// Returns whether the message answers a query of its connection.
     pub(super) fn judge_answer(
         &mut self,
         now: Instant,
@@ -17,8 +18,8 @@ impl Forwarder {
         bytes: &[u8],
         scan: &mut Scan,
         out: &mut impl Outbox,
-    ) {
-        let Some(attempt) = self.expected(now, slot, bytes) else { return };
+    ) -> bool {
+        let Some(attempt) = self.expected(now, slot, bytes) else { return false };
         let flight = self.flights.attempt(attempt).flight;
         let answer = match scan.scan_answer(bytes) {
             Ok(answer) if !(answer.question.is_empty() && answer.rcode == rcode::NOERROR) => answer,
@@ -30,7 +31,7 @@ impl Forwarder {
                     self.flights.flight_mut(flight).failure = Some(Cause::Protocol);
                     self.try_again(now, flight, out);
                 }
-                return;
+                return true;
             }
         };
         self.counters.answers += 1;
@@ -51,7 +52,7 @@ impl Forwarder {
             this.stream = true;
             this.cursor = u32::from(endpoint - first);
             self.attempt(now, flight, out);
-            return;
+            return true;
         }
         match answer.rcode {
             rcode::NOERROR | rcode::NXDOMAIN => self.finish(now, flight, &answer, out),
@@ -67,6 +68,7 @@ impl Forwarder {
             }
             _ => self.weigh_error(now, flight, &answer, out),
         }
+        true
     }
 
     /// An upstream answered with an error: another may know better; if none is left to ask, this is the answer.

@@ -22,6 +22,7 @@ mod counters;
 mod errors;
 mod exchange;
 mod flight;
+mod streams;
 mod wheel;
 
 #[cfg(test)]
@@ -234,26 +235,28 @@ impl Forwarder {
         Handled::Taken
     }
 
-    /// A message came on an upstream connection.
-    pub fn handle_answer(&mut self, now: Instant, slot: SlotId, bytes: &[u8], out: &mut impl Outbox) {
+    /// A message came on an upstream connection. Returns whether it answers a query of that connection.
+    pub fn handle_answer(&mut self, now: Instant, slot: SlotId, bytes: &[u8], out: &mut impl Outbox) -> bool {
         let mut scan = std::mem::take(&mut self.scan);
-        self.judge_answer(now, slot, bytes, &mut scan, out);
+        let expected = self.judge_answer(now, slot, bytes, &mut scan, out);
         self.scan = scan;
         self.process(now, out);
+        expected
     }
 
-    /// A dial ended.
+    /// A dial ended: with a connection that carries so many queries at once as far as the peer allows, or with a
+    /// failure.
     pub fn handle_dialed(
         &mut self,
         now: Instant,
         slot: SlotId,
-        result: Result<(), Cause>,
+        result: Result<u32, Cause>,
         out: &mut impl Outbox,
     ) {
         if result.is_ok() {
             self.exchanges.open(slot);
         }
-        self.engine.handle_dialed(now, slot, result.map(|()| u32::MAX));
+        self.engine.handle_dialed(now, slot, result);
         self.process(now, out);
     }
 

@@ -1,4 +1,5 @@
 //! Forwarding, without a socket or a clock: bytes in, bytes out, time by assignment.
 
 mod behaviour;
+mod streams;
 mod world;

@@ -92,7 +92,7 @@ impl World {
                     if result.is_ok() {
                         self.links.insert(slot, (upstream, carrier));
                     }
-                    self.forwarder.handle_dialed(self.now, slot, result, &mut self.mail);
+                    self.forwarder.handle_dialed(self.now, slot, result.map(|()| u32::MAX), &mut self.mail);
                 }
                 LinkAction::Close { slot } => {
                     assert!(self.links.remove(&slot).is_some(), "closed what is not open");
