@@ -14,9 +14,13 @@
 //! - [`reply`] writes replies: from the cache, from a fresh answer, or an error.
 //! - [`cache`] keeps answers, bounded in bytes.
 //! - [`web`] is what DNS over HTTPS adds.
+//! - [`guard`] says who may ask, and what no upstream is asked.
+//! - [`local`] knows names of its own, and those that are blocked.
 
 pub mod cache;
 pub mod forwarder;
+pub mod guard;
+pub mod local;
 pub mod reply;
 pub mod web;
 pub mod wire;

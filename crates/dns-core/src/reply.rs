@@ -191,6 +191,33 @@ pub fn write_error(
     debug_assert!(out.len() - base <= terms.len_max.max(crate::wire::UDP_LEN_MIN.into()));
 }
 
+/// Appends a reply whose records are known here. `records` appends them behind the question, which stands 12 bytes after
+/// what was in the buffer before, and returns how many there are in each section.
+pub(crate) fn write_local(
+    out: &mut Vec<u8>,
+    asked: &Asked<'_>,
+    rcode: u16,
+    error: Option<ExtendedError<'_>>,
+    terms: &Terms,
+    records: impl FnOnce(&mut Vec<u8>) -> [u16; 3],
+) -> Fit {
+    let base = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    out.extend_from_slice(asked.question);
+    let counts = records(out);
+    let reply = Reply { base, asked, terms, flags: rcode & flag::RCODE, counts, error };
+    // Only whole additional sections are left out by where their records stand, and there are none.
+    reply.finish(out, |_| None)
+}
+
+/// Appends a reply without records and with TC=1: a client that is there asks again over TCP.
+pub(crate) fn write_truncated(out: &mut Vec<u8>, asked: &Asked<'_>, terms: &Terms) -> Fit {
+    let base = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    out.extend_from_slice(asked.question);
+    Reply { base, asked, terms, flags: flag::TC, counts: [0; 3], error: None }.finish(out, |_| None)
+}
+
 fn write_failed(out: &mut Vec<u8>, asked: &Asked<'_>, terms: &Terms) -> Fit {
     write_error(out, asked, rcode::SERVFAIL, None, terms);
     Fit::Failed

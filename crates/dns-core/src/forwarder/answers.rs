@@ -55,6 +55,7 @@ impl Forwarder {
             return true;
         }
         match answer.rcode {
+            rcode::NOERROR if self.is_rebind(flight, &answer) => self.finish_rebind(now, flight, out),
             rcode::NOERROR | rcode::NXDOMAIN => self.finish(now, flight, &answer, out),
             rcode::FORMERR | rcode::NOTIMP | rcode::BADVERS
                 if answer.opt.is_none() && self.flights.flight(flight).edns =>

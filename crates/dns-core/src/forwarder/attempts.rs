@@ -2,11 +2,11 @@
 
 use forebay_core::{Acquired, Cause, EndpointId, Instant, Lease, Outcome};
 
-use super::config::{Carrier, Route, Strategy};
+use super::config::{Carrier, Strategy};
 use super::errors::ede;
 use super::flight::AttemptState;
 use super::{Client, Forwarder, Group, Outbox};
-use crate::wire::{ExtendedError, Query, QuestionKey, UpstreamQuery, is_under, rcode, write_query};
+use crate::wire::{ExtendedError, Query, QuestionKey, UpstreamQuery, rcode, write_query};
 
 /// Time-outs in a row, with no answer between, after which a stream is taken for dead.
 const SILENT_MAX: u32 = 3;
@@ -26,7 +26,7 @@ impl Forwarder {
             return;
         }
         self.counters.misses += 1;
-        let upstream = self.upstream_of(self.key.question());
+        let upstream = self.upstream_of_key();
         let flight = self.flights.begin(&self.key, upstream, now + self.query_timeout);
         self.flights.add_waiter(flight, client, query);
         self.flights.flight_mut(flight).cursor = self.first_endpoint(now, upstream);
@@ -35,10 +35,8 @@ impl Forwarder {
     }
 
     /// Which upstream a question goes to: the longest suffix of its name that has a route.
-    fn upstream_of(&self, question: &[u8]) -> u16 {
-        let name = question.get(..question.len().saturating_sub(4)).unwrap_or_default();
-        let fits = |route: &&Route| is_under(name, &route.suffix);
-        self.routes.iter().find(fits).map_or(0, |route| route.upstream)
+    fn upstream_of_key(&mut self) -> u16 {
+        self.front.route_of(self.key.name()).unwrap_or(0)
     }
 
     /// Where in the order of an upstream's endpoints a question begins.

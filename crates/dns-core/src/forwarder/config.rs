@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use forebay_core::{Config, ConfigError, Permits};
 
+use super::front::FrontConfig;
 use crate::cache::{CacheConfigError, CachePolicy};
 use crate::wire::{HashSeed, UDP_LEN_DEFAULT, UDP_LEN_MIN};
 
@@ -78,6 +79,8 @@ pub struct ForwarderConfig {
     pub upstreams: Vec<Upstream>,
     /// Which names go to others. The longest suffix that fits holds.
     pub routes: Vec<Route>,
+    /// Who may ask, and what is answered here. Default: everybody, nothing.
+    pub front: FrontConfig,
     /// How long an answer is waited for before another attempt begins; the answer stays welcome. Default 1 s.
     pub attempt_timeout: Duration,
     /// How long a client waits at most; then it is told SERVFAIL. Default 4 s, under the 5 s of common stub resolvers.
@@ -104,6 +107,7 @@ impl ForwarderConfig {
         Self {
             upstreams,
             routes: Vec::new(),
+            front: FrontConfig::default(),
             attempt_timeout: Duration::from_secs(1),
             query_timeout: Duration::from_secs(4),
             attempts_max: 6,

@@ -29,6 +29,26 @@ counters! {
     faulty,
     /// Messages dropped in silence: no queries at all.
     ignored,
+    /// Queries refused because the client's address is not served (protection.allow).
+    refused_client,
+    /// Queries dropped because the client's network was over its rate limit.
+    limited_dropped,
+    /// Queries answered truncated because the client's network was over its rate limit.
+    limited_truncated,
+    /// Queries over a stream refused because the client's network was over its rate limit.
+    limited_refused,
+    /// Queries refused because of a class other than IN.
+    refused_class,
+    /// Queries for ANY answered with the one record of RFC 8482.
+    any_minimal,
+    /// Queries answered from local data.
+    local,
+    /// Queries for names on the block list.
+    blocked,
+    /// Queries for special names (RFC 6761), answered here.
+    special,
+    /// Queries whose answer was kept back: a public name with a private address.
+    rebind,
     /// Queries answered from the cache.
     hits,
     /// Queries that joined a question already in flight.

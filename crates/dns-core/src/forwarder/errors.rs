@@ -63,6 +63,9 @@ const fn local_text(cause: Cause) -> &'static str {
 pub(super) mod ede {
     pub(in crate::forwarder) const OTHER: u16 = 0;
     pub(in crate::forwarder) const NOT_READY: u16 = 14;
+    pub(in crate::forwarder) const BLOCKED: u16 = 15;
+    pub(in crate::forwarder) const PROHIBITED: u16 = 18;
+    pub(in crate::forwarder) const NOT_SUPPORTED: u16 = 21;
     pub(in crate::forwarder) const NO_REACHABLE_AUTHORITY: u16 = 22;
     pub(in crate::forwarder) const NETWORK_ERROR: u16 = 23;
 }

@@ -22,6 +22,7 @@ mod counters;
 mod errors;
 mod exchange;
 mod flight;
+mod front;
 mod streams;
 mod wheel;
 
@@ -45,15 +46,21 @@ use self::errors::{count_reply, terms};
 use self::exchange::Exchanges;
 pub use self::flight::Client;
 use self::flight::Flights;
+use self::front::Front;
+pub use self::front::{AnyPolicy, FrontConfig, How};
 use self::wheel::Wheel;
 use crate::cache::{CacheCounters, MessageCache};
 use crate::reply::write_stored;
-use crate::wire::{HashSeed, QueryFault, QuestionKey, Scan, scan_query};
+use crate::wire::{HashSeed, Query, QueryFault, QuestionKey, Scan, scan_query};
 
 /// Where replies and queries are written: straight into the buffers that go to the kernel.
 pub trait Outbox {
     /// Sends a reply to a client.
     fn reply(&mut self, client: &Client, write: impl FnOnce(&mut Vec<u8>));
+
+    /// Tells how the reply that comes next was found, and how long it took; for a log of queries.
+    #[inline]
+    fn tell(&mut self, _how: How, _took: Duration) {}
 
     /// Sends a query on a connection.
     fn transmit(&mut self, slot: SlotId, write: impl FnOnce(&mut Vec<u8>));
@@ -64,7 +71,7 @@ pub trait Outbox {
 pub enum Handled {
     /// There will be one reply: it is written already, or a later call writes it.
     Taken,
-    /// It was no query: there will be no reply.
+    /// It was no query, or one datagram too many: there will be no reply.
     Ignored,
 }
 
@@ -99,7 +106,7 @@ pub struct Forwarder {
     waiting_max: usize,
     udp_size: u16,
     upstreams: Vec<Group>,
-    routes: Vec<Route>,
+    front: Front,
     endpoints: Vec<Address>,
     /// Endpoint and carrier of each of the engine's endpoints, by its index.
     roles: Vec<(u16, Carrier)>,
@@ -167,9 +174,6 @@ impl Forwarder {
                 endpoints.push(Address { name: one.name, datagram, stream });
             }
         }
-        let mut routes = config.routes;
-        // The first that fits is the longest.
-        routes.sort_by_key(|route| std::cmp::Reverse(route.suffix.len()));
         let mut forwarder = Self {
             seed: config.hash_seed,
             attempt_timeout: config.attempt_timeout,
@@ -178,7 +182,7 @@ impl Forwarder {
             waiting_max: config.waiting_max,
             udp_size: config.udp_size,
             upstreams,
-            routes,
+            front: Front::new(now, config.front, &config.routes, config.hash_seed),
             tickets: vec![Vec::new(); roles.len()],
             endpoints,
             roles,
@@ -208,6 +212,9 @@ impl Forwarder {
         bytes: &[u8],
         out: &mut impl Outbox,
     ) -> Handled {
+        if let Some(turned) = self.front.turns_away(now, &client) {
+            return self.turn_away(turned, &client, bytes, out);
+        }
         let query = match scan_query(bytes) {
             Ok(query) => query,
             Err(QueryFault::Ignore(_)) => {
@@ -222,17 +229,35 @@ impl Forwarder {
         };
         self.counters.queries += 1;
         query.fill_key(&mut self.key, &self.seed);
-        if let Some(hit) = self.cache.lookup(&self.key, now) {
-            self.counters.hits += 1;
-            let terms = terms(&client, &query.asked, self.udp_size);
-            let counters = &mut self.counters;
-            out.reply(&client, |buffer| {
-                count_reply(counters, write_stored(buffer, &hit.stored, &query.asked, hit.age_secs, &terms));
-            });
-            return Handled::Taken;
+        if !self.answer_cached(now, &client, &query, false, out) && !self.answer_here(&client, &query, out) {
+            self.miss(now, client, &query, out);
         }
-        self.miss(now, client, &query, out);
         Handled::Taken
+    }
+
+    /// Answers from the cache, if the answer there came after what is known here, or if that was `looked` at. Returns
+    /// whether there was a reply.
+    #[inline]
+    fn answer_cached(
+        &mut self,
+        now: Instant,
+        client: &Client,
+        query: &Query<'_>,
+        looked: bool,
+        out: &mut impl Outbox,
+    ) -> bool {
+        let Some(hit) = self.cache.lookup(&self.key, now) else { return false };
+        if !looked && !self.front.trusts(now, hit.age_secs) {
+            return self.answer_here(client, query, out) || self.answer_cached(now, client, query, true, out);
+        }
+        self.counters.hits += 1;
+        let terms = terms(client, &query.asked, self.udp_size);
+        let counters = &mut self.counters;
+        out.tell(How::Cached, Duration::ZERO);
+        out.reply(client, |buffer| {
+            count_reply(counters, write_stored(buffer, &hit.stored, &query.asked, hit.age_secs, &terms));
+        });
+        true
     }
 
     /// A message came on an upstream connection. Returns whether it answers a query of that connection.

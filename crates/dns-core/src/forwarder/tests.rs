@@ -1,5 +1,6 @@
 //! Forwarding, without a socket or a clock: bytes in, bytes out, time by assignment.
 
 mod behaviour;
+mod front;
 mod streams;
 mod world;

@@ -25,6 +25,37 @@ impl HashSeed {
     }
 }
 
+impl HashSeed {
+    /// Hashes two words.
+    #[inline]
+    pub(crate) fn hash_words(&self, one: u64, other: u64) -> u64 {
+        let hash = folded_multiply(one ^ self.first, other ^ self.second);
+        folded_multiply(hash ^ self.second, self.first.rotate_left(29) ^ 1)
+    }
+
+    /// The hash of the root, to which labels are added from the right.
+    #[inline]
+    pub(crate) const fn empty_name(&self) -> u64 {
+        self.second
+    }
+
+    /// The hash of a name that has one label more, with its length octet, than the one whose hash is given.
+    #[inline]
+    pub(crate) fn add_label(&self, mut hash: u64, label: &[u8]) -> u64 {
+        let (words, rest) = label.as_chunks::<8>();
+        for word in words {
+            hash = folded_multiply(u64::from_le_bytes(*word) ^ self.first, hash ^ LABEL_SALT);
+        }
+        let mut last = [0; 8];
+        last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+        // The length octet comes first, so that the zeros at the end are not taken for octets of the label.
+        folded_multiply(u64::from_le_bytes(last) ^ self.first, hash.rotate_left(17) ^ self.second)
+    }
+}
+
+/// Keeps the steps within a label from being those between labels.
+const LABEL_SALT: u64 = 0x9e37_79b9_7f4a_7c15;
+
 impl std::fmt::Debug for HashSeed {
     /// Keeps the secret out of logs.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -9,6 +9,7 @@ mod edns;
 mod key;
 mod name;
 mod query;
+mod suffix;
 mod text;
 
 #[cfg(test)]
@@ -20,13 +21,16 @@ pub use answer::{
 pub(crate) use answer::{plain_ttl, same_question};
 pub use edns::{Edns, EdnsOption, EdnsOptions, ExtendedError};
 pub use key::{HashSeed, QuestionKey};
+pub(crate) use name::Record;
 pub use name::is_under;
 pub use query::{
     Asked, AskedEdns, FaultAnswer, FaultCause, IgnoreCause, Query, QueryFault, UpstreamQuery, scan_query,
     write_query,
 };
 pub(crate) use query::{OPT_LEN, opt_record};
+pub(crate) use suffix::{Suffixes, label_starts};
 pub use text::{NameText, NameTextError, parse_name};
+pub(crate) use text::{escaped, push_name};
 
 /// Length of the header that every message starts with (RFC 1035 §4.1.1), in bytes.
 pub const HEADER_LEN: usize = 12;
@@ -94,6 +98,8 @@ pub mod rtype {
     pub const SOA: u16 = 6;
     /// Pointer to a name.
     pub const PTR: u16 = 12;
+    /// Machine and system (RFC 8482 gives it another use).
+    pub const HINFO: u16 = 13;
     /// Mail exchange.
     pub const MX: u16 = 15;
     /// Text.
@@ -106,8 +112,14 @@ pub mod rtype {
     pub const DNAME: u16 = 39;
     /// The EDNS pseudo record (RFC 6891).
     pub const OPT: u16 = 41;
+    /// Delegation signer (RFC 4034).
+    pub const DS: u16 = 43;
     /// DNSSEC signature (RFC 4034).
     pub const RRSIG: u16 = 46;
+    /// Service binding (RFC 9460).
+    pub const SVCB: u16 = 64;
+    /// Service binding of HTTP (RFC 9460).
+    pub const HTTPS: u16 = 65;
     /// Transaction key (RFC 2930).
     pub const TKEY: u16 = 249;
     /// Transaction signature (RFC 8945).

@@ -17,7 +17,7 @@ pub fn parse_name(text: &str) -> Result<Vec<u8>, NameTextError> {
 }
 
 /// Appends the name that `text` writes; see [`parse_name`]. What `out` has gained after an error is of no meaning.
-fn push_name(out: &mut Vec<u8>, text: &[u8]) -> Result<(), NameTextError> {
+pub(crate) fn push_name(out: &mut Vec<u8>, text: &[u8]) -> Result<(), NameTextError> {
     let start = out.len();
     if text == b"." {
         out.push(0);
@@ -73,7 +73,7 @@ const fn in_bounds(len: usize) -> Result<(), NameTextError> {
 }
 
 /// What stands behind a backslash: the octet, and how much of the text it takes.
-fn escaped(rest: &[u8]) -> Result<(u8, usize), NameTextError> {
+pub(crate) fn escaped(rest: &[u8]) -> Result<(u8, usize), NameTextError> {
     match rest {
         [a @ b'0'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', ..] => {
             let value = [a, b, c].iter().fold(0u16, |sum, digit| sum * 10 + u16::from(**digit - b'0'));
