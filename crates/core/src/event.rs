@@ -128,6 +128,16 @@ pub enum Event {
         /// The new verdict.
         health: Health,
     },
+    /// One more connection was wanted, and `connections_max` has been reached: those that are there are reused, and who
+    /// finds none waits. Told once a second at most.
+    Full {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// How many connections there are.
+        connections: u32,
+        /// How many wait.
+        waiting: usize,
+    },
     /// This machine ran out of something while a connection was wanted.
     LocalExhaustion {
         /// The endpoint that wanted it.

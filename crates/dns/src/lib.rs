@@ -13,6 +13,7 @@
 mod bind;
 mod client;
 mod link;
+mod log;
 mod mail;
 mod settings;
 mod stats;

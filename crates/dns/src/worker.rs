@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use forebay::sys::udp::MESSAGES_MAX;
 use forebay::sys::{self, ConnectedRecvBatch, RecvBatch};
-use forebay_core::{Event, Instant, Ledger, Permits, SlotId};
+use forebay_core::{Instant, Ledger, Permits, SlotId};
 use forebay_dns_core::forwarder::{
     Client, Endpoint, Forwarder, ForwarderConfig, ForwarderConfigError, Link, LinkAction, Upstream,
 };
@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::LocalSet;
 
 use crate::bind::Sockets;
+use crate::log::Log;
 use crate::mail::Mail;
 use crate::settings::{DnsConfig, Transport};
 use crate::stats::WorkerStats;
@@ -124,10 +125,19 @@ pub(crate) struct Shell {
 pub(crate) struct State {
     pub(crate) forwarder: Forwarder,
     pub(crate) mail: Mail,
+    log: Log,
     /// When the timer task wakes.
     armed: Instant,
     /// Where upstream datagrams are read; taken while in use.
     pub(crate) batch: Option<ConnectedRecvBatch>,
+}
+
+impl State {
+    fn write_log(&mut self, now: Instant) {
+        while let Some((event, endpoint)) = self.forwarder.poll_event() {
+            self.log.write(now, event, endpoint);
+        }
+    }
 }
 
 /// Runs a worker until it is told to end.
@@ -177,6 +187,7 @@ impl Shell {
         let state = State {
             forwarder,
             mail: Mail::new(udp.clone()),
+            log: Log::new(now),
             armed: Instant::MAX,
             batch: Some(ConnectedRecvBatch::new(MESSAGES_MAX, DATAGRAM_BYTES)),
         };
@@ -238,8 +249,10 @@ impl Shell {
         }
         {
             let state = &mut *self.state.borrow_mut();
-            state.forwarder.close(sys::now(), &mut state.mail);
+            let now = sys::now();
+            state.forwarder.close(now, &mut state.mail);
             state.mail.flush();
+            state.write_log(now);
         }
         for ended in waiting {
             // Who asked may have stopped waiting.
@@ -350,9 +363,7 @@ impl Shell {
                 }
             }
         }
-        while let Some((event, upstream)) = state.forwarder.poll_event() {
-            log(event, upstream);
-        }
+        state.write_log(now);
         let next = state.forwarder.next_timeout().unwrap_or(Instant::MAX);
         if next < state.armed {
             state.armed = next;
@@ -395,35 +406,5 @@ impl Shell {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.get()
-    }
-}
-
-fn log(event: Event, upstream: &str) {
-    match event {
-        Event::Opened { slot, took } => {
-            tracing::debug!(upstream, slot = slot.index(), ?took, "connection made")
-        }
-        Event::DialFailed { cause, .. } => {
-            tracing::debug!(upstream, %cause, blame = %cause.blame(), "connection could not be made");
-        }
-        Event::Closed { slot, reason, uses, age } => {
-            tracing::debug!(
-                upstream,
-                slot = slot.index(),
-                reason = reason.as_str(),
-                uses,
-                ?age,
-                "connection closed"
-            );
-        }
-        Event::BreakerOpened { cause, .. } => {
-            let cause = cause.map_or("unknown", forebay_core::Cause::as_str);
-            tracing::warn!(upstream, cause, "upstream is left alone for a moment: it failed too often");
-        }
-        Event::BreakerClosed { .. } => tracing::info!(upstream, "upstream answers again"),
-        Event::LocalExhaustion { cause, .. } => {
-            tracing::warn!(upstream, %cause, "this machine ran out of something; the upstream is not to blame");
-        }
-        _ => {}
     }
 }

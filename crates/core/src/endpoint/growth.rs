@@ -11,6 +11,8 @@ use crate::ledger::Denied;
 use crate::slot::{Slot, SlotId, State};
 use crate::{Cause, Instant};
 
+/// How often a full pool says so.
+const FULL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often growth that was denied for want of permits is tried again: permits come back without telling.
 const STARVED_RETRY: Duration = Duration::from_millis(5);
 
@@ -97,7 +99,7 @@ impl Endpoint {
                 self.arm(cx.now + retry);
                 if !was_starved {
                     match denied {
-                        Denied::Connections => {}
+                        Denied::Connections => self.note_full(cx),
                         Denied::Descriptors => self.exhausted(cx, Cause::Descriptors),
                         Denied::Ports => self.exhausted(cx, Cause::Ports),
                     }
@@ -105,6 +107,14 @@ impl Endpoint {
             }
             Stop::Pause(until) | Stop::Breaker(until) => self.arm(until),
             Stop::Satisfied | Stop::Window | Stop::Leaving => self.starved_until = None,
+        }
+    }
+
+    fn note_full(&mut self, cx: &mut Context<'_>) {
+        if cx.now >= self.full_told {
+            self.full_told = cx.now + FULL_INTERVAL;
+            let (connections, waiting) = (self.connections(), self.tickets.len() as usize);
+            cx.events.push_back(Event::Full { endpoint: self.id, connections, waiting });
         }
     }
 

@@ -173,6 +173,8 @@ pub(crate) struct Endpoint {
     next_shrink: Instant,
     next_reclaim: Instant,
     starved_until: Option<Instant>,
+    /// Until when it is not told again that the pool is full.
+    full_told: Instant,
     leaving: bool,
     /// Nothing is due before this. A lower bound, made exact by [`Endpoint::handle_timeout`].
     due: Instant,
@@ -220,6 +222,7 @@ impl Endpoint {
             next_shrink: Instant::MAX,
             next_reclaim: Instant::MAX,
             starved_until: None,
+            full_told: cx.now,
             leaving,
             due: Instant::MAX,
             latency_nanos: 0,

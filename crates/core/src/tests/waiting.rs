@@ -199,3 +199,19 @@ fn try_acquire_never_waits_and_never_dials() {
     assert!(rig.engine.try_acquire(rig.now, rig.endpoint).is_some());
     assert!(rig.engine.try_acquire(rig.now, rig.endpoint).is_none());
 }
+
+#[test]
+fn a_full_pool_says_so_once_a_second_while_more_is_wanted() {
+    let mut rig = Rig::connected(small(2), 2);
+    let held = [rig.lease(), rig.lease()];
+    let told = |rig: &Rig| {
+        rig.events.iter().filter(|event| matches!(event, Event::Full { connections: 2, .. })).count()
+    };
+    assert_eq!(told(&rig), 0, "nobody wanted more");
+    rig.tickets(5);
+    assert_eq!(told(&rig), 1);
+    rig.pass(3_000);
+    rig.tickets(5);
+    assert_eq!(told(&rig), 2);
+    held.into_iter().for_each(|lease| rig.release(lease, Outcome::Good));
+}

@@ -369,6 +369,7 @@ impl Forwarder {
             Event::BreakerOpened { endpoint, .. }
             | Event::BreakerClosed { endpoint }
             | Event::HealthChanged { endpoint, .. }
+            | Event::Full { endpoint, .. }
             | Event::LocalExhaustion { endpoint, .. } => endpoint,
             _ => return Some((event, "")),
         };

@@ -24,6 +24,9 @@ impl Log {
                 let blame = cause.blame().as_str();
                 tracing::debug!(upstream, endpoint, slot = slot.index(), %cause, blame, "dial failed");
             }
+            Event::Full { connections, waiting, .. } => {
+                tracing::debug!(upstream, endpoint, connections, waiting, "full: connections are reused");
+            }
             Event::Closed { slot, reason, uses, age } => {
                 let reason = reason.as_str();
                 tracing::debug!(upstream, endpoint, slot = slot.index(), reason, uses, ?age, "closed");

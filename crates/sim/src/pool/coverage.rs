@@ -153,6 +153,7 @@ pub(crate) const fn of_event(event: &Event) -> &'static str {
         Event::BreakerClosed { .. } => "breaker_closed",
         Event::HealthChanged { health: Health::Healthy, .. } => "became_healthy",
         Event::HealthChanged { health: Health::Unhealthy, .. } => "became_unhealthy",
+        Event::Full { .. } => "full",
         Event::LocalExhaustion { .. } => "local_exhaustion",
         _ => "unknown",
     }

@@ -587,6 +587,7 @@ fn endpoint_of(event: &Event) -> Option<EndpointId> {
         Event::BreakerOpened { endpoint, .. }
         | Event::BreakerClosed { endpoint }
         | Event::HealthChanged { endpoint, .. }
+        | Event::Full { endpoint, .. }
         | Event::LocalExhaustion { endpoint, .. } => endpoint,
         _ => return None,
     })
