@@ -316,7 +316,8 @@ fn admin_failure(error: &SettingsError) -> Failure {
 }
 
 /// How `--strategy` is written.
-const STRATEGIES: &[&str] = &["sequential", "round_robin", "random", "least_inflight"];
+const STRATEGIES: &[&str] =
+    &["sequential", "parallel", "racing", "round_robin", "random", "fastest", "least_inflight"];
 /// How `--pool` is written.
 const POOL_MODES: &[&str] = &["on", "off"];
 /// Where machines name their resolvers.

@@ -16,6 +16,7 @@ const HOW: &str = "<!-- Made by `FOREBAY_WRITE_DOCS=1 cargo test -p forebay-cli 
 const TABLES: &[(&str, &str, &str)] = &[
     ("dns", "../dns/src/settings/mod.rs", "Settings"),
     ("dns.cache", "../dns/src/settings/cache.rs", "CacheSettings"),
+    ("dns.strategies", "../dns/src/settings/strategies.rs", "StrategySettings"),
     ("dns.udp", "../dns/src/settings/pools.rs", "UdpSettings"),
     ("dns.stream", "../dns/src/settings/pools.rs", "StreamSettings"),
     ("dns.clients", "../dns/src/settings/clients.rs", "ClientSettings"),

@@ -355,6 +355,14 @@ impl Engine {
         self.with(now, id, |endpoint, cx| endpoint.try_acquire(cx)).flatten()
     }
 
+    /// A request has failed for this cause, while its lease is kept: an answer would still be welcome. What the failure
+    /// says of the endpoint counts now, lest a probe that nobody answers keep the breaker half open. The lease is given
+    /// back later, as [`Outcome::Unused`] if nothing more was learnt.
+    pub fn handle_late(&mut self, now: Instant, lease: &Lease, cause: Cause) {
+        let probe = lease.probe;
+        self.with(now, lease.slot.endpoint, |endpoint, cx| endpoint.judge(cx, probe, Outcome::Failed(cause)));
+    }
+
     /// Gives a lease back.
     pub fn release(&mut self, now: Instant, lease: Lease, outcome: Outcome) {
         self.with(now, lease.slot.endpoint, |endpoint, cx| endpoint.release(cx, lease, outcome));

@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::settings::{
     CacheSettings, ClientSettings, DnsConfig, PoolMode, Settings, SettingsError, StrategyName,
-    StreamSettings, Transport, UdpSettings, UpstreamAddress, parse_address,
+    StrategySettings, StreamSettings, Transport, UdpSettings, UpstreamAddress, parse_address,
 };
 pub use self::stats::{CacheStats, LatencyStats, PoolStats, Stats};
 use self::worker::{Command, WorkerSeed};

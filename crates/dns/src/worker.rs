@@ -95,6 +95,7 @@ fn forwarder_config(
     let endpoints = config.upstreams.iter().zip(permits).map(endpoint).collect();
     let upstreams = vec![Upstream { name: "default".to_owned(), endpoints, strategy: config.strategy }];
     ForwarderConfig {
+        strategies: config.strategies,
         attempt_timeout: config.attempt_timeout,
         query_timeout: config.query_timeout,
         attempts_max: config.attempts_max,

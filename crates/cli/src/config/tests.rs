@@ -53,12 +53,12 @@ fn each_mistake_is_one_line_with_its_place_and_what_may_be() {
         ("[dns]\nlisten = [\n  3]", "f.toml:2: dns.listen: each element must be a text in quotes"),
         (
             "[dns]\nstrategy = \"sequentail\"",
-            "f.toml:2: dns.strategy: `sequentail` is not one of sequential, round_robin, random, least_inflight; \
+            "f.toml:2: dns.strategy: `sequentail` is not one of sequential, parallel, racing, round_robin, random, fastest, least_inflight; \
              did you mean `sequential`?",
         ),
         (
             "[dns]\nstrategy = 1",
-            "f.toml:2: dns.strategy: is a number; it must be one of sequential, round_robin, random, least_inflight",
+            "f.toml:2: dns.strategy: is a number; it must be one of sequential, parallel, racing, round_robin, random, fastest, least_inflight",
         ),
         ("[dns]\npool = false", "f.toml:2: dns.pool: is true or false; it must be one of on, off"),
         (

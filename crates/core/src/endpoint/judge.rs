@@ -8,7 +8,7 @@ use crate::slot::SlotId;
 use crate::{Blame, Cause};
 
 impl Endpoint {
-    pub(super) fn judge(&mut self, cx: &mut Context<'_>, probe: Probe, outcome: Outcome) {
+    pub(crate) fn judge(&mut self, cx: &mut Context<'_>, probe: Probe, outcome: Outcome) {
         match outcome.verdict() {
             Some(Ok(())) => {
                 let paused = !self.backoff.is_over(cx.now);

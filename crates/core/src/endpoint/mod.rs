@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::breaker::{Admission, Breaker, BreakerState, Probe};
-use crate::config::{Config, IdleOrder};
+use crate::config::{BackoffConfig, Config, IdleOrder};
 use crate::engine::{Acquired, Action, EndpointId, Outcome, Refusal, TicketError};
 use crate::event::{AcquireOutcome, CloseReason, Counters, Event};
 use crate::health::{Checks, Health};
@@ -38,6 +38,9 @@ use crate::{Blame, Cause, Instant, Rng};
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a learnt idle time-out is believed: servers restart, and then close everything early once.
 const LEARNT_FOR: Duration = Duration::from_secs(600);
+/// The longest pause between dials while this machine is at fault: ports and routes come back within moments, and
+/// trying costs one system call.
+const LOCAL_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How many dials may be under way before any has succeeded.
 const DIAL_WINDOW_FIRST: u32 = 8;
 
@@ -64,6 +67,13 @@ enum Stop {
     Denied(Denied),
     /// The endpoint takes no more.
     Leaving,
+}
+
+/// The pauses after failures of this machine: it recovers without telling, so they are short whatever those for
+/// upstreams are.
+fn local_pause(config: &Config) -> BackoffConfig {
+    let base = config.backoff.base.min(LOCAL_PAUSE_MAX);
+    BackoffConfig { base, max: config.backoff.max.min(LOCAL_PAUSE_MAX) }
 }
 
 /// The free slots, in the order in which they are taken.
@@ -212,7 +222,7 @@ impl Endpoint {
             capacity_guess: config.capacity,
             dial_window: DIAL_WINDOW_FIRST.min(config.dials_max),
             backoff: Backoff::new(config.backoff.base, config.backoff.max),
-            local_pause: Backoff::new(config.backoff.base, config.backoff.max),
+            local_pause: Backoff::new(local_pause(&config).base, local_pause(&config).max),
             breaker: Breaker::new(config.breaker),
             checks: config.health.map(|health| Checks::new(health, cx.now, cx.rng)),
             last_failure: None,
@@ -393,7 +403,7 @@ impl Endpoint {
         self.permits.connections.set_max(config.connections_max);
         self.permits.temporary.set_max(config.temporary_max);
         self.backoff.configure(cx.now, config.backoff);
-        self.local_pause.configure(cx.now, config.backoff);
+        self.local_pause.configure(cx.now, local_pause(&config));
         self.breaker.configure(cx.now, config.breaker);
         self.configure_checks(cx);
         self.guess_capacity(self.capacity_allowed);

@@ -1,6 +1,6 @@
 //! What the engine wants done: some is done here, the rest goes to the shell.
 
-use forebay_core::{Action, Cause, Instant, Outcome, SlotId, TicketId};
+use forebay_core::{Action, Blame, Cause, Instant, Outcome, SlotId, TicketId};
 
 use super::config::Carrier;
 use super::flight::{self, AttemptState};
@@ -24,7 +24,7 @@ impl Forwarder {
                     }
                 }
                 Action::Grant { ticket, lease } => match self.ticket_holder(ticket) {
-                    Some(attempt) => self.transmit(now, attempt, lease, out),
+                    Some(attempt) => self.granted(now, attempt, lease, out),
                     None => self.engine.release(now, lease, Outcome::Unused),
                 },
                 Action::Fail { ticket, error } => {
@@ -44,9 +44,16 @@ impl Forwarder {
         error: forebay_core::TicketError,
         out: &mut impl Outbox,
     ) {
-        let flight = self.flights.attempt(attempt).flight;
-        self.flights.attempt_mut(attempt).state = AttemptState::Vacant;
+        let (flight, endpoint) = {
+            let attempt = self.flights.attempt(attempt);
+            (attempt.flight, attempt.endpoint)
+        };
         self.flights.remove_attempt(attempt);
+        if let forebay_core::TicketError::Dial(cause) = error
+            && cause.blame() == Blame::Upstream
+        {
+            self.strike(now, flight, endpoint, true);
+        }
         self.flights.flight_mut(flight).failure = Some(match error {
             forebay_core::TicketError::Dial(cause) => cause,
             forebay_core::TicketError::Timeout { last, .. } => last.unwrap_or(Cause::Limit),

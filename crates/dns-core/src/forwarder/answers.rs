@@ -1,13 +1,14 @@
 //! What comes back: which answers are taken, what is made of them, and how a question ends.
 
+use std::time::Duration;
+
 use forebay_core::{Blame, Cause, Instant, Outcome, SlotId};
 
 use super::config::Carrier;
 use super::errors::{count_reply, explain, terms};
-use super::flight::AttemptState;
 use super::{Forwarder, Outbox};
 use crate::reply::{write_error, write_fresh};
-use crate::wire::{Answer, LetterCase, QuestionEcho, Scan, answer_matches, rcode};
+use crate::wire::{Answer, HEADER_LEN, LetterCase, QuestionEcho, Scan, answer_matches, rcode};
 
 impl Forwarder {
     /// Returns whether the message answers a query of its connection.
@@ -39,35 +40,33 @@ impl Forwarder {
             exchange.answered = true;
             exchange.silent = 0;
         }
-        if let AttemptState::Sent { at, .. } = &self.flights.attempt(attempt).state {
-            let took = now.saturating_duration_since(*at);
-            self.engine.observe_latency(slot.endpoint(), took);
-        }
         let endpoint = self.flights.attempt(attempt).endpoint;
+        let took = now.saturating_duration_since(self.flights.attempt(attempt).began);
+        self.observe_latency(now, slot, took, answer.rcode);
         self.drop_attempt(now, attempt, Outcome::Good);
         if answer.is_truncated() && self.carrier(slot) == Carrier::Datagram {
             self.counters.truncated += 1;
-            let first = self.group(flight).first;
-            let this = self.flights.flight_mut(flight);
-            this.stream = true;
-            this.cursor = u32::from(endpoint - first);
-            self.attempt(now, flight, out);
+            // Of several that were asked at once, one is asked for all of it.
+            let asks_stream = std::mem::replace(&mut self.flights.flight_mut(flight).stream, true);
+            if !asks_stream || !self.flights.has_attempts(flight) {
+                self.attempt_again(now, flight, endpoint, out);
+            }
             return true;
         }
         match answer.rcode {
             rcode::NOERROR if self.is_rebind(flight, &answer) => self.finish_rebind(now, flight, out),
-            rcode::NOERROR | rcode::NXDOMAIN => self.finish(now, flight, &answer, out),
+            rcode::NOERROR | rcode::NXDOMAIN => {
+                self.note_race(now, flight, endpoint);
+                self.finish(now, flight, &answer, out);
+            }
             rcode::FORMERR | rcode::NOTIMP | rcode::BADVERS
                 if answer.opt.is_none() && self.flights.flight(flight).edns =>
             {
                 // RFC 6891 §7: it may be the OPT record that it does not understand.
-                let first = self.group(flight).first;
-                let this = self.flights.flight_mut(flight);
-                this.edns = false;
-                this.cursor = u32::from(endpoint - first);
-                self.attempt(now, flight, out);
+                self.flights.flight_mut(flight).edns = false;
+                self.attempt_again(now, flight, endpoint, out);
             }
-            _ => self.weigh_error(now, flight, &answer, out),
+            _ => self.weigh_error(now, flight, endpoint, &answer, out),
         }
         true
     }
@@ -77,18 +76,68 @@ impl Forwarder {
         &mut self,
         now: Instant,
         flight: u32,
+        endpoint: u16,
         answer: &Answer<'_>,
         out: &mut impl Outbox,
     ) {
-        let untried = self.flights.flight(flight).tries < u32::from(self.group(flight).len);
-        if untried && self.flights.flight(flight).tries < self.attempts_max {
-            self.flights.flight_mut(flight).rcode = Some(answer.rcode);
-            self.attempt(now, flight, out);
-        } else if self.flights.has_attempts(flight) {
-            self.flights.flight_mut(flight).rcode = Some(answer.rcode);
+        let bit = 1 << (endpoint - self.group(flight).first);
+        let this = self.flights.flight_mut(flight);
+        this.failed |= bit;
+        this.rcode = Some(answer.rcode);
+        self.begin(now, flight, out);
+        if self.flights.has_attempts(flight) {
+            self.set_timer(flight);
         } else {
             self.finish(now, flight, answer, out);
         }
+    }
+
+    /// Notes how long an answer took. One that is an error costs the client another attempt: that counts too.
+    fn observe_latency(&mut self, now: Instant, slot: SlotId, took: Duration, code: u16) {
+        self.engine.observe_latency(slot.endpoint(), took);
+        let (endpoint, _) = self.roles[slot.endpoint().index()];
+        let is_good = matches!(code, rcode::NOERROR | rcode::NXDOMAIN);
+        let cost = if is_good { Duration::ZERO } else { self.attempt_timeout / 4 };
+        self.endpoints[usize::from(endpoint)].latency.observe(now, took + cost);
+    }
+
+    /// An endpoint has answered; what that says of those that were asked beside it.
+    fn note_race(&mut self, now: Instant, flight: u32, winner: u16) {
+        let mut next = self.flights.first_attempt(flight);
+        let mut lost = 0;
+        while let Some(at) = next {
+            next = self.flights.next_attempt(at);
+            let attempt = self.flights.attempt(at);
+            if attempt.late || attempt.endpoint == winner {
+                continue;
+            }
+            lost += 1;
+            let loser = &mut self.endpoints[usize::from(attempt.endpoint)];
+            loser.lost += 1;
+            loser.latency.observe_none(now, now.saturating_duration_since(attempt.began));
+        }
+        self.endpoints[usize::from(winner)].won += u64::from(lost > 0);
+    }
+
+    /// Whether a message answers a query that was let go. If so, it is noted for what it says of the upstream.
+    fn is_settled(&mut self, now: Instant, slot: SlotId, bytes: &[u8]) -> bool {
+        let Some(exchange) = self.exchanges.get_mut(slot) else { return false };
+        let id = bytes.first_chunk::<2>().map(|id| u16::from_be_bytes(*id));
+        let Some(query) = id.and_then(|id| exchange.settled(id)) else { return false };
+        let one_question = bytes.get(4..6) == Some(&[0, 1]);
+        let question = bytes.get(HEADER_LEN..HEADER_LEN + usize::from(query.len));
+        let Some(question) = question.filter(|_| one_question) else { return false };
+        self.key.fill(question, query.flags, &self.seed);
+        if self.key.hash() != query.hash {
+            return false;
+        }
+        exchange.forget_settled(query.id);
+        exchange.answered = true;
+        exchange.silent = 0;
+        self.counters.late += 1;
+        let code = u16::from(bytes[3] & 0x0f);
+        self.observe_latency(now, slot, now.saturating_duration_since(query.at), code);
+        true
     }
 
     /// The attempt that a message on this connection answers: by id and by question.
@@ -105,7 +154,11 @@ impl Forwarder {
                 _ => {}
             }
         }
+        if bytes.get(2).is_some_and(|flags| flags & 0x80 != 0) && self.is_settled(now, slot, bytes) {
+            return None;
+        }
         self.counters.unexpected += 1;
+        let exchange = self.exchanges.get_mut(slot)?;
         if self.roles[slot.endpoint().index()].1 == Carrier::Datagram && exchange.note_unexpected() {
             self.counters.rotated += 1;
             self.engine.handle_goodbye(now, slot);
@@ -153,8 +206,8 @@ impl Forwarder {
     }
 
     pub(super) fn end(&mut self, now: Instant, flight: u32) {
-        while let Some(state) = self.flights.pop_attempt(flight) {
-            self.let_go(now, state, None);
+        while let Some(attempt) = self.flights.first_attempt(flight) {
+            self.let_go(now, attempt, None);
         }
         self.timers.cancel(flight);
         self.flights.end(flight);

@@ -1,10 +1,11 @@
 //! What is tried for a question: which endpoint is asked next, over what, and when it is given up.
 
-use forebay_core::{Acquired, Cause, EndpointId, Instant, Lease, Outcome};
+use forebay_core::{Acquired, Cause, Instant, Lease, Outcome, Refusal};
 
 use super::config::{Carrier, Strategy};
 use super::errors::ede;
-use super::flight::AttemptState;
+use super::exchange::Settled;
+use super::flight::{Attempt, AttemptState};
 use super::{Client, Forwarder, Group, Outbox};
 use crate::wire::{ExtendedError, Query, QuestionKey, UpstreamQuery, rcode, write_query};
 
@@ -29,8 +30,8 @@ impl Forwarder {
         let upstream = self.upstream_of_key();
         let flight = self.flights.begin(&self.key, upstream, now + self.query_timeout);
         self.flights.add_waiter(flight, client, query);
-        self.flights.flight_mut(flight).cursor = self.first_endpoint(now, upstream);
-        self.attempt(now, flight, out);
+        self.flights.flight_mut(flight).cursor = self.first_endpoint(upstream);
+        self.launch(now, flight, out);
         self.process(now, out);
     }
 
@@ -39,121 +40,158 @@ impl Forwarder {
         self.front.route_of(self.key.name()).unwrap_or(0)
     }
 
-    /// Where in the order of an upstream's endpoints a question begins.
-    fn first_endpoint(&mut self, now: Instant, upstream: u16) -> u32 {
-        let group = &mut self.upstreams[usize::from(upstream)];
-        let n = u32::from(group.len);
-        match group.strategy {
-            _ if n == 1 => 0,
-            Strategy::Sequential => 0,
-            Strategy::RoundRobin => {
-                group.turn = (group.turn + 1) % n;
-                group.turn
-            }
-            Strategy::Random => self.chance.below(n),
-            Strategy::LeastInflight => {
-                let first = group.first;
-                let load = |at: &u32| {
-                    let id = self.engine_endpoint(first + *at as u16, false);
-                    (!self.engine.is_available(now, id), self.engine.in_use(id))
-                };
-                (0..n).min_by_key(load).unwrap_or(0)
-            }
-        }
-    }
-
     /// The upstream that a flight goes to.
     pub(super) fn group(&self, flight: u32) -> &Group {
         &self.upstreams[usize::from(self.flights.flight(flight).upstream)]
     }
 
-    fn engine_endpoint(&self, endpoint: u16, stream: bool) -> EndpointId {
-        let address = &self.endpoints[usize::from(endpoint)];
-        match address.datagram {
-            Some(datagram) if !stream => datagram,
-            _ => address.stream,
+    /// Asks for the first time: whom, and how many at once, is the strategy's choice.
+    fn launch(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
+        let company = self.company(flight);
+        self.begin(now, flight, out);
+        for _ in 0..company.others {
+            self.begin(now, flight, out);
         }
+        if company.stalest
+            && let Some(place) = self.stalest_endpoint(now, flight)
+        {
+            self.begin_at(now, flight, place, out);
+        }
+        self.carry_on(now, flight, out);
     }
 
     /// Begins one more attempt at the next endpoint that lets it; fails the flight when there is no hope left.
     pub(super) fn attempt(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
-        let Group { first, len, .. } = *self.group(flight);
-        let n = u32::from(len);
-        for _ in 0..n {
-            let this = self.flights.flight_mut(flight);
-            if this.tries >= self.attempts_max {
-                break;
-            }
-            let (stream, deadline) = (this.stream, this.deadline);
-            let endpoint = first + (this.cursor % n) as u16;
-            this.cursor = this.cursor.wrapping_add(1) % n;
-            if self.flights.stands_in_line(flight, endpoint) {
-                continue;
-            }
-            let this = self.flights.flight_mut(flight);
-            this.tries += 1;
-            let retry = this.tries > 1;
-            let id = self.engine_endpoint(endpoint, stream);
-            match self.engine.acquire(now, id, deadline) {
-                Acquired::Lease(lease) => {
-                    self.counters.retries += u64::from(retry);
-                    let attempt = self.flights.add_attempt(flight, endpoint, AttemptState::Vacant);
-                    self.transmit(now, attempt, lease, out);
-                    return;
-                }
-                Acquired::Wait(ticket) => {
-                    self.counters.retries += u64::from(retry);
-                    let attempt = self.flights.add_attempt(flight, endpoint, AttemptState::Line(ticket));
-                    self.remember_ticket(ticket, attempt);
-                    self.set_timer(now, flight);
-                    return;
-                }
-                Acquired::Refused(refusal) => {
-                    let cause = self.engine.last_failure(id);
-                    let this = self.flights.flight_mut(flight);
-                    this.failure = Some(match refusal {
-                        forebay_core::Refusal::BreakerOpen { last, .. }
-                        | forebay_core::Refusal::Backoff { last, .. } => {
-                            last.or(cause).unwrap_or(Cause::Limit)
-                        }
-                        _ => Cause::Limit,
-                    });
-                }
-            }
+        self.begin(now, flight, out);
+        self.carry_on(now, flight, out);
+    }
+
+    /// The same, at the endpoint that was asked just now, unless it does not let it.
+    pub(super) fn attempt_again(&mut self, now: Instant, flight: u32, endpoint: u16, out: &mut impl Outbox) {
+        let place = u32::from(endpoint - self.group(flight).first);
+        if !self.begin_at(now, flight, place, out) {
+            self.begin(now, flight, out);
         }
+        self.carry_on(now, flight, out);
+    }
+
+    /// Something may have begun: says when to look again, or ends the flight if nothing is out.
+    fn carry_on(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
         if self.flights.has_attempts(flight) {
-            self.set_timer(now, flight);
+            self.set_timer(flight);
         } else {
             self.fail(now, flight, out);
         }
     }
 
-    /// An attempt came to nothing, and not by time-out: begins another unless one is still out.
+    /// Begins an attempt at the next endpoint that lets it. Returns whether there was one.
+    pub(super) fn begin(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) -> bool {
+        let mut refused = 0;
+        while let Some(place) = self.next_endpoint(now, flight, refused) {
+            if self.begin_at(now, flight, place, out) {
+                return true;
+            }
+            refused |= 1 << place;
+        }
+        false
+    }
+
+    /// Begins an attempt at this endpoint, by its place in the upstream. Returns whether it lets it, and attempts are left.
+    fn begin_at(&mut self, now: Instant, flight: u32, place: u32, out: &mut impl Outbox) -> bool {
+        let Group { first, strategy, .. } = *self.group(flight);
+        let endpoint = first + place as u16;
+        let in_time = self.flights.busy(flight, first) != 0;
+        let this = self.flights.flight_mut(flight);
+        if this.tries >= self.attempts_max {
+            return false;
+        }
+        this.asked |= 1 << place;
+        let (stream, deadline) = (this.stream, this.deadline);
+        let id = self.engine_endpoint(endpoint, stream);
+        match self.engine.acquire(now, id, deadline) {
+            Acquired::Lease(lease) => {
+                let attempt = self.flights.add_attempt(now, flight, endpoint, AttemptState::Vacant);
+                if !self.send(now, attempt, lease, out) {
+                    return false;
+                }
+            }
+            Acquired::Wait(ticket) => {
+                let attempt = self.flights.add_attempt(now, flight, endpoint, AttemptState::Line(ticket));
+                self.remember_ticket(ticket, attempt);
+            }
+            Acquired::Refused(refusal) => {
+                let last = match refusal {
+                    Refusal::BreakerOpen { last, .. } | Refusal::Backoff { last, .. } => {
+                        last.or_else(|| self.engine.last_failure(id))
+                    }
+                    _ => None,
+                };
+                self.flights.flight_mut(flight).failure = Some(last.unwrap_or(Cause::Limit));
+                return false;
+            }
+        }
+        let this = self.flights.flight_mut(flight);
+        this.tries += 1;
+        self.counters.retries += u64::from(this.tries > 1);
+        self.counters.raced += u64::from(in_time);
+        if strategy == Strategy::Racing {
+            let estimate = &self.endpoints[usize::from(endpoint)].latency;
+            this.next_start = now + estimate.head_start(&self.choosing);
+        }
+        true
+    }
+
+    /// An attempt came to nothing, and not by time-out: begins another.
     pub(super) fn try_again(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
-        let n = u32::from(self.group(flight).len);
         let this = self.flights.flight_mut(flight);
         // A connection that had worked and was closed meanwhile does not count against the attempts, once.
         if this.replays == 1 && this.failure.is_none() {
             this.tries = this.tries.saturating_sub(1);
-            this.cursor = (this.cursor + n - 1) % n;
         }
         self.attempt(now, flight, out);
     }
 
-    /// Sends the flight's question on a connection.
-    pub(super) fn transmit(&mut self, now: Instant, attempt: u32, lease: Lease, out: &mut impl Outbox) {
+    /// Notes that an endpoint failed a flight: once more, and it is not asked again; not at all, if `for_good`.
+    pub(super) fn strike(&mut self, now: Instant, flight: u32, endpoint: u16, for_good: bool) {
+        let bit = 1 << (endpoint - self.group(flight).first);
+        let this = self.flights.flight_mut(flight);
+        if for_good || this.struck & bit != 0 {
+            this.failed |= bit;
+        }
+        this.struck |= bit;
+        self.endpoints[usize::from(endpoint)].latency.observe(now, self.attempt_timeout);
+    }
+
+    /// Lets a flight ask this endpoint again as if it had not.
+    pub(super) fn forget_asked(&mut self, flight: u32, endpoint: u16) {
+        let bit = 1 << (endpoint - self.group(flight).first);
+        self.flights.flight_mut(flight).asked &= !bit;
+    }
+
+    /// The engine has granted a connection to an attempt in line.
+    pub(super) fn granted(&mut self, now: Instant, attempt: u32, lease: Lease, out: &mut impl Outbox) {
         let flight = self.flights.attempt(attempt).flight;
+        if self.send(now, attempt, lease, out) {
+            self.set_timer(flight);
+        } else {
+            self.try_again(now, flight, out);
+        }
+    }
+
+    /// Sends the flight's question on a connection. Returns whether the connection is still there; if not, the attempt
+    /// is none any more.
+    fn send(&mut self, now: Instant, attempt: u32, lease: Lease, out: &mut impl Outbox) -> bool {
         let slot = lease.slot();
         let Some(id) = self.exchanges.book(slot, attempt, &mut self.ids) else {
             // The shell closed the connection before the engine's grant was taken: nothing was sent.
             self.flights.remove_attempt(attempt);
             self.engine.release(now, lease, Outcome::Unused);
-            self.try_again(now, flight, out);
-            return;
+            return false;
         };
-        self.flights.attempt_mut(attempt).state = AttemptState::Sent { lease, id, at: now, late: false };
+        let this = self.flights.attempt_mut(attempt);
+        (this.began, this.late, this.state) = (now, false, AttemptState::Sent { lease, id });
         self.counters.transmits += 1;
-        let this = self.flights.flight(flight);
+        let this = self.flights.flight(self.flights.attempt(attempt).flight);
         let flags = this.key.flags();
         let query = UpstreamQuery {
             id,
@@ -164,66 +202,103 @@ impl Forwarder {
             udp_size: this.edns.then_some(self.udp_size),
         };
         out.transmit(slot, |buffer| write_query(buffer, &query));
-        self.set_timer(now, flight);
+        true
     }
 
-    pub(super) fn set_timer(&mut self, now: Instant, flight: u32) {
-        let deadline = self.flights.flight(flight).deadline;
-        self.timers.set(flight, deadline.min(now + self.attempt_timeout));
+    /// Wakes the flight at its deadline, when an attempt's time is up, or when a head start is over.
+    pub(super) fn set_timer(&mut self, flight: u32) {
+        let this = self.flights.flight(flight);
+        let mut at = this.deadline.min(this.next_start);
+        for attempt in self.flights.attempts(flight) {
+            let attempt = self.flights.attempt(attempt);
+            if !attempt.late {
+                at = at.min(attempt.began + self.attempt_timeout);
+            }
+        }
+        self.timers.set(flight, at);
     }
+
+    /// A flight's time has come, or a turn of the wheel is over.
+    pub(super) fn handle_due(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
+        let late = self.note_late(now, flight);
+        let this = self.flights.flight_mut(flight);
+        if now >= this.deadline {
+            self.fail(now, flight, out);
+            return;
+        }
+        let is_over = now >= this.next_start;
+        if is_over {
+            this.next_start = Instant::MAX;
+        }
+        for _ in 0..late.max(u32::from(is_over)) {
+            self.begin(now, flight, out);
+        }
+        self.carry_on(now, flight, out);
+    }
+
     /// Ends one attempt with this outcome.
     pub(super) fn drop_attempt(&mut self, now: Instant, attempt: u32, outcome: Outcome) {
-        let state = self.flights.remove_attempt(attempt);
-        self.let_go(now, state, Some(outcome));
+        self.let_go(now, attempt, Some(outcome));
     }
 
-    /// Gives back what an attempt held. Without an outcome, it was let go: the loser of a race is no failure, but one
-    /// whose time was up is.
-    pub(super) fn let_go(&mut self, now: Instant, state: AttemptState, outcome: Option<Outcome>) {
-        match state {
+    /// Gives back what an attempt held. Without an outcome, it was let go: the loser of a race is no failure, and one
+    /// whose time was up has been counted as one. Its answer may still come, and is known then.
+    pub(super) fn let_go(&mut self, now: Instant, attempt: u32, outcome: Option<Outcome>) {
+        let Attempt { flight, began, .. } = *self.flights.attempt(attempt);
+        match self.flights.remove_attempt(attempt) {
             AttemptState::Vacant => {}
             AttemptState::Line(ticket) => {
                 self.engine.cancel(now, ticket);
             }
-            AttemptState::Sent { lease, id, late, .. } => {
+            AttemptState::Sent { lease, id } => {
                 let slot = lease.slot();
                 self.exchanges.free(slot, id);
-                let silent = self.exchanges.get_mut(slot).map_or(0, |exchange| exchange.silent);
-                let stream = self.carrier(slot) == Carrier::Stream;
-                let outcome = outcome.unwrap_or(match late {
-                    true if stream && silent >= SILENT_MAX => Outcome::Broken(Cause::Timeout),
-                    true => Outcome::Failed(Cause::Timeout),
-                    false => Outcome::Unused,
-                });
-                self.engine.release(now, lease, outcome);
+                if outcome.is_none()
+                    && let Some(exchange) = self.exchanges.get_mut(slot)
+                {
+                    let key = &self.flights.flight(flight).key;
+                    let (len, flags, hash) = (key.question().len() as u16, key.flags(), key.hash());
+                    exchange.settle(Settled { id, len, flags, hash, at: began });
+                }
+                self.engine.release(now, lease, outcome.unwrap_or(Outcome::Unused));
             }
         }
     }
 
-    /// The attempts of a flight have not been answered in time: notes it on the flight and on their connections, and
-    /// gives up streams that have answered nothing for long.
-    pub(super) fn note_silence(&mut self, now: Instant, flight: u32) {
-        let mut dead = None;
-        let mut asked = false;
-        self.flights.for_each_sent(flight, |slot, late| {
-            asked = true;
-            if late {
-                return;
+    /// Notes which attempts of a flight have not been answered in time: on the flight, on their endpoints, and on their
+    /// connections; streams that have answered nothing for long are given up. Returns how many are late since now.
+    fn note_late(&mut self, now: Instant, flight: u32) -> u32 {
+        let (mut newly, mut asked) = (0, false);
+        let mut next = self.flights.first_attempt(flight);
+        while let Some(at) = next {
+            next = self.flights.next_attempt(at);
+            let attempt = self.flights.attempt_mut(at);
+            let is_sent = matches!(attempt.state, AttemptState::Sent { .. });
+            asked |= is_sent;
+            if attempt.late || now < attempt.began + self.attempt_timeout {
+                continue;
             }
-            if let Some(exchange) = self.exchanges.get_mut(slot) {
-                exchange.silent += 1;
-                if exchange.silent == SILENT_MAX {
-                    dead = Some(slot);
+            attempt.late = true;
+            newly += 1;
+            let endpoint = attempt.endpoint;
+            if let AttemptState::Sent { lease, .. } = &self.flights.attempt(at).state {
+                self.engine.handle_late(now, lease, Cause::Timeout);
+                self.endpoints[usize::from(endpoint)].latency.observe(now, self.attempt_timeout);
+                let slot = lease.slot();
+                let is_stream = self.carrier(slot) == Carrier::Stream;
+                if let Some(exchange) = self.exchanges.get_mut(slot) {
+                    exchange.silent += 1;
+                    if exchange.silent == SILENT_MAX && is_stream {
+                        self.engine.handle_goodbye(now, slot);
+                    }
                 }
             }
-        });
+        }
         // Who only stood in line has heard nothing of any upstream: the limit was ours.
         let this = self.flights.flight_mut(flight);
-        this.failure = if asked { Some(Cause::Timeout) } else { this.failure.or(Some(Cause::Limit)) };
-        if let Some(slot) = dead
-            && self.carrier(slot) == Carrier::Stream
-        {
-            self.engine.handle_goodbye(now, slot);
+        if newly > 0 || now >= this.deadline {
+            this.failure = if asked { Some(Cause::Timeout) } else { this.failure.or(Some(Cause::Limit)) };
         }
+        newly
     }
 }

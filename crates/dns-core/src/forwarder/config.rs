@@ -58,7 +58,7 @@ pub struct Route {
     pub upstream: u16,
 }
 
-/// Which endpoint is asked first. The others follow in their order, from there on.
+/// Which endpoint is asked first, and which follow. Those that are broken, unhealthy or backing off come last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
     /// The first in the list, as long as it answers.
@@ -70,6 +70,51 @@ pub enum Strategy {
     Random,
     /// The one with the fewest queries in flight.
     LeastInflight,
+    /// Several at once, the quickest as known first: the first good answer wins.
+    Parallel,
+    /// The quickest as known; the next one too when it has not answered in the time it usually takes, or has failed.
+    Racing,
+    /// The quickest as known, those within a fifth of it being equals.
+    Fastest,
+}
+
+impl Strategy {
+    /// Every strategy.
+    pub const ALL: [Self; 7] = [
+        Self::Sequential,
+        Self::RoundRobin,
+        Self::Random,
+        Self::LeastInflight,
+        Self::Parallel,
+        Self::Racing,
+        Self::Fastest,
+    ];
+}
+
+/// What the strategies go by that ask more than one endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StrategyConfig {
+    /// Endpoints that [`Strategy::Parallel`] asks at once, at most. Default 3.
+    pub parallel_max: u32,
+    /// The shortest head start under [`Strategy::Racing`]. Default 10 ms.
+    pub head_start_min: Duration,
+    /// The longest head start, and that of an endpoint which was never measured. Default 250 ms (RFC 8305 §8).
+    pub head_start_max: Duration,
+    /// The share of questions, in percent, that are asked also of the endpoint which was not heard from for longest, to
+    /// measure it: under [`Strategy::Racing`], [`Strategy::Fastest`], and [`Strategy::Parallel`] if it does not ask
+    /// everybody. Default 5.
+    pub probing_percent: u32,
+}
+
+impl Default for StrategyConfig {
+    fn default() -> Self {
+        Self {
+            parallel_max: 3,
+            head_start_min: Duration::from_millis(10),
+            head_start_max: Duration::from_millis(250),
+            probing_percent: 5,
+        }
+    }
 }
 
 /// What a forwarder is told. [`Forwarder::new`](super::Forwarder::new) checks it.
@@ -81,6 +126,8 @@ pub struct ForwarderConfig {
     pub routes: Vec<Route>,
     /// Who may ask, and what is answered here. Default: everybody, nothing.
     pub front: FrontConfig,
+    /// What the strategies go by.
+    pub strategies: StrategyConfig,
     /// How long an answer is waited for before another attempt begins; the answer stays welcome. Default 1 s.
     pub attempt_timeout: Duration,
     /// How long a client waits at most; then it is told SERVFAIL. Default 4 s, under the 5 s of common stub resolvers.
@@ -108,6 +155,7 @@ impl ForwarderConfig {
             upstreams,
             routes: Vec::new(),
             front: FrontConfig::default(),
+            strategies: StrategyConfig::default(),
             attempt_timeout: Duration::from_secs(1),
             query_timeout: Duration::from_secs(4),
             attempts_max: 6,
@@ -151,6 +199,7 @@ impl ForwarderConfig {
         {
             return wrong("routes", route.upstream.to_string(), "the place of an upstream");
         }
+        self.strategies.validate()?;
         if self.attempt_timeout < ATTEMPT_TIMEOUT_MIN {
             return wrong("attempt_timeout", format!("{:?}", self.attempt_timeout), "at least 10ms");
         }
@@ -180,6 +229,32 @@ impl ForwarderConfig {
     }
 }
 
+impl StrategyConfig {
+    fn validate(&self) -> Result<(), ForwarderConfigError> {
+        let wrong =
+            |field, value: String, allowed| Err(ForwarderConfigError::Field { field, value, allowed });
+        if self.parallel_max == 0 {
+            return wrong("strategies.parallel_max", "0".to_owned(), "at least 1");
+        }
+        if self.head_start_min < HEAD_START_MIN {
+            return wrong("strategies.head_start_min", format!("{:?}", self.head_start_min), "at least 1ms");
+        }
+        if self.head_start_max < self.head_start_min {
+            return wrong(
+                "strategies.head_start_max",
+                format!("{:?}", self.head_start_max),
+                "at least head_start_min",
+            );
+        }
+        if self.probing_percent > 100 {
+            return wrong("strategies.probing_percent", self.probing_percent.to_string(), "0 to 100");
+        }
+        Ok(())
+    }
+}
+
+/// A head start shorter than this is none.
+const HEAD_START_MIN: Duration = Duration::from_millis(1);
 /// Upstreams of one forwarder: one for each route, a number that no list written by a person reaches.
 const UPSTREAMS_MAX: usize = 1024;
 /// Endpoints of one upstream: the same.

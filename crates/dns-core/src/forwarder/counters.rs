@@ -65,7 +65,11 @@ counters! {
     truncated,
     /// Answers taken.
     answers,
-    /// Answers that fitted no query of their connection: late, forged or garbled.
+    /// Answers to questions that were settled meanwhile: of those that lost a race, and of those that were too late.
+    late,
+    /// Attempts begun while another was still in time: to win a race, or to measure an endpoint.
+    raced,
+    /// Answers that fitted no query of their connection: forged or garbled, or very late.
     unexpected,
     /// Connections given up because of too many such answers.
     rotated,

@@ -9,7 +9,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use forebay_core::{Instant, Lease, SlotId, TicketId};
+use forebay_core::{Instant, Lease, TicketId};
 use hashbrown::HashTable;
 
 use crate::wire::{Asked, AskedEdns, Query, QuestionKey};
@@ -82,6 +82,10 @@ pub(crate) struct Attempt {
     next: u32,
     /// Which endpoint, by its place among all.
     pub(crate) endpoint: u16,
+    /// When it got in line, or was sent.
+    pub(crate) began: Instant,
+    /// Its time is up: the next attempt has begun, and its answer is still welcome.
+    pub(crate) late: bool,
     pub(crate) state: AttemptState,
 }
 
@@ -92,13 +96,7 @@ pub(crate) enum AttemptState {
     /// Waits for a connection. Left by the engine's grant, to `Sent`; by its failure or the flight's end, to `Vacant`.
     Line(TicketId),
     /// On its way. Left by an answer, a failed connection or the flight's end, to `Vacant`.
-    Sent {
-        lease: Lease,
-        id: u16,
-        at: Instant,
-        /// Its time is up: the next attempt has begun, and its answer is still welcome.
-        late: bool,
-    },
+    Sent { lease: Lease, id: u16 },
 }
 
 /// One question on its way.
@@ -117,8 +115,16 @@ pub(crate) struct Flight {
     pub(crate) replays: u32,
     /// Which upstream its name goes to.
     pub(crate) upstream: u16,
-    /// Where in the order of that upstream's endpoints the next attempt looks first.
+    /// Where in the order of that upstream's endpoints it begins.
     pub(crate) cursor: u32,
+    /// Endpoints of that upstream, as bits: those that were asked in this round.
+    pub(crate) asked: u64,
+    /// Those on whose connections something went wrong: they are asked again if nobody else is left.
+    pub(crate) struck: u64,
+    /// Those that are not asked again: they answered with an error, or no connection could be made.
+    pub(crate) failed: u64,
+    /// When the next endpoint is asked beside those that are being asked; never, unless they race.
+    pub(crate) next_start: Instant,
     /// Whether queries carry an OPT record: not after an upstream took one for an error.
     pub(crate) edns: bool,
     /// Whether queries go over a stream: after a truncated answer.
@@ -180,6 +186,10 @@ impl Flights {
             replays: 0,
             upstream,
             cursor: 0,
+            asked: 0,
+            struck: 0,
+            failed: 0,
+            next_start: Instant::MAX,
             edns: true,
             stream: false,
             rcode: None,
@@ -266,9 +276,15 @@ impl Flights {
         Some(&self.waiters[index as usize])
     }
 
-    pub(crate) fn add_attempt(&mut self, flight: u32, endpoint: u16, state: AttemptState) -> u32 {
+    pub(crate) fn add_attempt(
+        &mut self,
+        now: Instant,
+        flight: u32,
+        endpoint: u16,
+        state: AttemptState,
+    ) -> u32 {
         let next = self.flights[flight as usize].attempts;
-        let attempt = Attempt { flight, next, endpoint, state };
+        let attempt = Attempt { flight, next, endpoint, began: now, late: false, state };
         let index = match self.attempts_free.pop() {
             Some(index) => {
                 self.attempts[index as usize] = attempt;
@@ -312,47 +328,27 @@ impl Flights {
         std::mem::replace(&mut self.attempts[attempt as usize].state, AttemptState::Vacant)
     }
 
-    /// Takes out any attempt of a flight.
-    pub(crate) fn pop_attempt(&mut self, flight: u32) -> Option<AttemptState> {
-        match self.flights[flight as usize].attempts {
-            NONE => None,
-            attempt => Some(self.remove_attempt(attempt)),
-        }
+    /// The attempt of a flight that began last.
+    pub(crate) fn first_attempt(&self, flight: u32) -> Option<u32> {
+        let first = self.flights[flight as usize].attempts;
+        (first != NONE).then_some(first)
     }
 
-    /// Whether an attempt waits for a connection to this endpoint.
-    pub(crate) fn stands_in_line(&self, flight: u32, endpoint: u16) -> bool {
-        let mut at = self.flights[flight as usize].attempts;
-        while at != NONE {
-            let attempt = &self.attempts[at as usize];
-            if attempt.endpoint == endpoint && matches!(attempt.state, AttemptState::Line(_)) {
-                return true;
-            }
-            at = attempt.next;
-        }
-        false
+    /// The attempt of the same flight that began before this one.
+    pub(crate) fn next_attempt(&self, attempt: u32) -> Option<u32> {
+        let next = self.attempts[attempt as usize].next;
+        (next != NONE).then_some(next)
     }
 
-    /// Shows each attempt that is on its way: its connection, and whether it was late already.
-    pub(crate) fn for_each_sent(&self, flight: u32, mut see: impl FnMut(SlotId, bool)) {
-        let mut at = self.flights[flight as usize].attempts;
-        while at != NONE {
-            let attempt = &self.attempts[at as usize];
-            if let AttemptState::Sent { lease, late, .. } = &attempt.state {
-                see(lease.slot(), *late);
-            }
-            at = attempt.next;
-        }
+    /// Iterates over the attempts of a flight, the newest first.
+    pub(crate) fn attempts(&self, flight: u32) -> impl Iterator<Item = u32> + '_ {
+        std::iter::successors(self.first_attempt(flight), |at| self.next_attempt(*at))
     }
 
-    /// Marks every attempt that is on its way as late.
-    pub(crate) fn mark_late(&mut self, flight: u32) {
-        let mut at = self.flights[flight as usize].attempts;
-        while at != NONE {
-            if let AttemptState::Sent { late, .. } = &mut self.attempts[at as usize].state {
-                *late = true;
-            }
-            at = self.attempts[at as usize].next;
-        }
+    /// The endpoints, as bits from `first` on, that need no other attempt: one is on its way in time, or in line.
+    pub(crate) fn busy(&self, flight: u32, first: u16) -> u64 {
+        let attempts = self.attempts(flight).map(|at| &self.attempts[at as usize]);
+        let busy = attempts.filter(|attempt| !attempt.late || matches!(attempt.state, AttemptState::Line(_)));
+        busy.fold(0, |set, attempt| set | 1 << (attempt.endpoint - first))
     }
 }

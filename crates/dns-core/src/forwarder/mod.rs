@@ -23,6 +23,7 @@ mod errors;
 mod exchange;
 mod flight;
 mod front;
+mod strategy;
 mod streams;
 mod wheel;
 
@@ -33,13 +34,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use forebay_core::{
-    Balance, Cause, EndpointId, Engine, Event, Histogram, Instant, Outcome, Rng, SlotId, Snapshot,
+    Balance, Blame, Cause, EndpointId, Engine, Event, Histogram, Instant, Outcome, Rng, SlotId, Snapshot,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 pub use self::config::{
-    Carrier, Endpoint, ForwarderConfig, ForwarderConfigError, Link, Route, Strategy, Upstream,
+    Carrier, Endpoint, ForwarderConfig, ForwarderConfigError, Link, Route, Strategy, StrategyConfig, Upstream,
 };
 pub use self::counters::ForwarderCounters;
 use self::errors::{count_reply, terms};
@@ -48,6 +49,7 @@ pub use self::flight::Client;
 use self::flight::Flights;
 use self::front::Front;
 pub use self::front::{AnyPolicy, FrontConfig, How};
+use self::strategy::Estimate;
 use self::wheel::Wheel;
 use crate::cache::{CacheCounters, MessageCache};
 use crate::reply::write_stored;
@@ -107,6 +109,7 @@ pub struct Forwarder {
     udp_size: u16,
     upstreams: Vec<Group>,
     front: Front,
+    choosing: StrategyConfig,
     endpoints: Vec<Address>,
     /// Endpoint and carrier of each of the engine's endpoints, by its index.
     roles: Vec<(u16, Carrier)>,
@@ -144,6 +147,11 @@ struct Address {
     name: String,
     datagram: Option<EndpointId>,
     stream: EndpointId,
+    /// How fast it answers.
+    latency: Estimate,
+    /// Races that it won, and those that it lost.
+    won: u64,
+    lost: u64,
 }
 
 // News from outside.
@@ -171,7 +179,8 @@ impl Forwarder {
                 };
                 let datagram = one.datagram.map(|link| add(link, Carrier::Datagram)).transpose()?;
                 let stream = add(one.stream, Carrier::Stream)?;
-                endpoints.push(Address { name: one.name, datagram, stream });
+                let (name, latency) = (one.name, Estimate::default());
+                endpoints.push(Address { name, datagram, stream, latency, won: 0, lost: 0 });
             }
         }
         let mut forwarder = Self {
@@ -183,6 +192,7 @@ impl Forwarder {
             udp_size: config.udp_size,
             upstreams,
             front: Front::new(now, config.front, &config.routes, config.hash_seed),
+            choosing: config.strategies,
             tickets: vec![Vec::new(); roles.len()],
             endpoints,
             roles,
@@ -291,18 +301,29 @@ impl Forwarder {
     /// but of bad timing. The shell forgets the connection.
     pub fn handle_closed(&mut self, now: Instant, slot: SlotId, cause: Option<Cause>, out: &mut impl Outbox) {
         let proved = self.exchanges.get_mut(slot).is_some_and(|exchange| exchange.answered);
-        let mut verdict = match cause {
+        let broken = match cause {
             Some(cause) if !proved || self.carrier(slot) == Carrier::Datagram => Outcome::Broken(cause),
             None if !proved => Outcome::Broken(Cause::Reset),
             _ => Outcome::Abandoned,
         };
+        let mut verdict = broken;
         let mut stranded = Vec::new();
         while let Some(attempt) = self.exchanges.first(slot) {
-            let flight = self.flights.attempt(attempt).flight;
+            let (flight, endpoint) = {
+                let attempt = self.flights.attempt(attempt);
+                (attempt.flight, attempt.endpoint)
+            };
             // One broken connection is one failure, however many queries were on it.
             self.drop_attempt(now, attempt, verdict);
             if let Outcome::Broken(cause) = verdict {
                 self.flights.flight_mut(flight).failure = Some(cause);
+            }
+            match broken {
+                Outcome::Broken(cause) if cause.blame() == Blame::Upstream => {
+                    self.strike(now, flight, endpoint, false);
+                }
+                // It was bad timing: the same endpoint, on another connection.
+                _ => self.forget_asked(flight, endpoint),
             }
             verdict = Outcome::Abandoned;
             stranded.push(flight);
@@ -327,13 +348,7 @@ impl Forwarder {
             if !self.flights.is_in_use(flight) {
                 continue;
             }
-            self.note_silence(now, flight);
-            if now >= self.flights.flight(flight).deadline {
-                self.fail(now, flight, out);
-            } else {
-                self.flights.mark_late(flight);
-                self.attempt(now, flight, out);
-            }
+            self.handle_due(now, flight, out);
         }
         self.engine.handle_timeout(now);
         self.process(now, out);

@@ -1,7 +1,7 @@
 //! News that only connections with streams of their own bring, one for each query, as those of HTTP/2: the peer says
 //! how many there may be, that it will take no more, or ends one without an answer.
 
-use forebay_core::{Cause, Instant, Outcome, SlotId};
+use forebay_core::{Blame, Cause, Instant, Outcome, SlotId};
 
 use super::{Forwarder, Outbox};
 
@@ -33,14 +33,21 @@ impl Forwarder {
         let Some(attempt) = self.exchanges.get_mut(slot).and_then(|exchange| exchange.find(id)) else {
             return;
         };
-        let flight = self.flights.attempt(attempt).flight;
+        let (flight, endpoint) = {
+            let attempt = self.flights.attempt(attempt);
+            (attempt.flight, attempt.endpoint)
+        };
         match cause {
             Some(cause) => {
                 self.drop_attempt(now, attempt, Outcome::Failed(cause));
                 self.flights.flight_mut(flight).failure = Some(cause);
+                if cause.blame() == Blame::Upstream {
+                    self.strike(now, flight, endpoint, false);
+                }
             }
             None => {
                 self.drop_attempt(now, attempt, Outcome::Unused);
+                self.forget_asked(flight, endpoint);
                 self.counters.replays += 1;
                 self.flights.flight_mut(flight).replays += 1;
             }

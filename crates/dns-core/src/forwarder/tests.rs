@@ -2,5 +2,6 @@
 
 mod behaviour;
 mod front;
+mod strategies;
 mod streams;
 mod world;

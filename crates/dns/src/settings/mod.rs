@@ -4,6 +4,7 @@ mod address;
 mod cache;
 mod clients;
 mod pools;
+mod strategies;
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use forebay::units::Span;
 use forebay_core::Config;
 use forebay_dns_core::cache::CachePolicy;
-use forebay_dns_core::forwarder::Strategy;
+use forebay_dns_core::forwarder::{Strategy, StrategyConfig};
 use serde::{Deserialize, Serialize};
 
 use self::address::upstreams;
@@ -24,6 +25,7 @@ pub use self::cache::CacheSettings;
 pub use self::clients::ClientSettings;
 pub use self::pools::{StreamSettings, UdpSettings};
 use self::pools::{stream_pool, udp_pool};
+pub use self::strategies::{StrategyName, StrategySettings};
 
 /// The `[dns]` table of a configuration, every key optional.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -34,8 +36,13 @@ pub struct Settings {
     /// Where queries go, in order: `udp://address`, `tcp://address`, or a bare address for UDP; the port is 53 unless
     /// given. Default: this machine's own resolvers.
     pub upstreams: Vec<String>,
-    /// Which upstream is asked first: `sequential`, `round_robin`, `random` or `least_inflight`. Default `sequential`.
+    /// Which upstream is asked: `sequential`, the first as long as it answers; `parallel`, several at once, of which the
+    /// first good answer wins; `racing`, the quickest first, and the next when it takes longer than usual; `fastest`, the
+    /// quickest; `least_inflight`, the one with the fewest queries in flight; `round_robin` and `random`. Those that have
+    /// failed or do not answer come last; an error is followed by the next one at once. Default `sequential`.
     pub strategy: StrategyName,
+    /// What the strategies go by.
+    pub strategies: StrategySettings,
     /// Worker threads; zero is one for each core. Default 0.
     pub workers: usize,
     /// How long an answer is waited for before another attempt begins. Default `1s`.
@@ -60,21 +67,6 @@ pub struct Settings {
     pub clients: ClientSettings,
 }
 
-/// How `strategy` is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StrategyName {
-    /// The first upstream as long as it answers.
-    #[default]
-    Sequential,
-    /// Each in its turn.
-    RoundRobin,
-    /// Any, with equal chance.
-    Random,
-    /// The one with the fewest queries in flight.
-    LeastInflight,
-}
-
 /// Whether connections to upstreams are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -92,6 +84,7 @@ impl Default for Settings {
             listen: vec!["127.0.0.1:5300".to_owned()],
             upstreams: Vec::new(),
             strategy: StrategyName::default(),
+            strategies: StrategySettings::default(),
             workers: 0,
             attempt_timeout: Span(Duration::from_secs(1)),
             query_timeout: Span(Duration::from_secs(4)),
@@ -130,6 +123,7 @@ pub struct DnsConfig {
     pub(crate) listen: Vec<SocketAddr>,
     pub(crate) upstreams: Vec<UpstreamAddress>,
     pub(crate) strategy: Strategy,
+    pub(crate) strategies: StrategyConfig,
     pub(crate) workers: usize,
     pub(crate) cache_bytes: usize,
     pub(crate) cache_policy: CachePolicy,
@@ -198,12 +192,8 @@ impl DnsConfig {
         let config = Self {
             listen,
             upstreams,
-            strategy: match settings.strategy {
-                StrategyName::Sequential => Strategy::Sequential,
-                StrategyName::RoundRobin => Strategy::RoundRobin,
-                StrategyName::Random => Strategy::Random,
-                StrategyName::LeastInflight => Strategy::LeastInflight,
-            },
+            strategy: settings.strategy.into(),
+            strategies: settings.strategies.into(),
             workers,
             cache_bytes,
             cache_policy,

@@ -55,6 +55,7 @@ fn workers_are_cores_unless_said() {
 #[test]
 fn each_impossible_value_is_named() {
     let zero = Span(Duration::ZERO);
+    let (strategies, r) = (|strategies| Settings { strategies, ..settings() }, StrategySettings::default());
     let udp = |udp: UdpSettings| Settings { udp, ..settings() };
     let stream = |stream: StreamSettings| Settings { stream, ..settings() };
     let clients = |clients: ClientSettings| Settings { clients, ..settings() };
@@ -72,6 +73,10 @@ fn each_impossible_value_is_named() {
                 ..settings()
             },
         ),
+        ("strategies.parallel_max", strategies(StrategySettings { parallel_max: 0, ..r })),
+        ("strategies.head_start_min", strategies(StrategySettings { head_start_min: zero, ..r })),
+        ("strategies.head_start_max", strategies(StrategySettings { head_start_max: zero, ..r })),
+        ("strategies.probing_percent", strategies(StrategySettings { probing_percent: 101, ..r })),
         ("attempt_timeout", Settings { attempt_timeout: zero, ..settings() }),
         ("query_timeout", Settings { query_timeout: Span(Duration::from_millis(20)), ..settings() }),
         ("attempts_max", Settings { attempts_max: 0, ..settings() }),

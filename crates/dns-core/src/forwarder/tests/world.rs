@@ -172,12 +172,9 @@ fn live(seed: u64) {
     let mut rng = Rng::new(seed);
     let upstreams = 1 + rng.below(3) as usize;
     let mut settings = config(upstreams);
-    settings.upstreams[0].strategy = match rng.below(4) {
-        0 => Strategy::Sequential,
-        1 => Strategy::RoundRobin,
-        2 => Strategy::Random,
-        _ => Strategy::LeastInflight,
-    };
+    settings.upstreams[0].strategy = Strategy::ALL[rng.below(7) as usize];
+    settings.strategies.parallel_max = 1 + rng.below(4);
+    settings.strategies.probing_percent = rng.below(101);
     settings.cache_bytes = if rng.percent(30) { 0 } else { 64 << 10 };
     for upstream in &mut settings.upstreams[0].endpoints {
         for link in upstream.datagram.iter_mut().chain([&mut upstream.stream]) {
