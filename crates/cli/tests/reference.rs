@@ -20,6 +20,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("dns.udp", "../dns/src/settings/pools.rs", "UdpSettings"),
     ("dns.stream", "../dns/src/settings/pools.rs", "StreamSettings"),
     ("dns.clients", "../dns/src/settings/clients.rs", "ClientSettings"),
+    ("dns.safety", "../dns/src/settings/safety.rs", "SafetySettings"),
     ("admin", "src/config.rs", "AdminSettings"),
     ("log", "src/config.rs", "LogSettings"),
 ];

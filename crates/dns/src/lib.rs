@@ -31,8 +31,8 @@ use forebay_dns_core::wire::HashSeed;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::settings::{
-    CacheSettings, ClientSettings, DnsConfig, PoolMode, Settings, SettingsError, StrategyName,
-    StrategySettings, StreamSettings, Transport, UdpSettings, UpstreamAddress, parse_address,
+    CacheSettings, ClientSettings, DnsConfig, PoolMode, SafetySettings, Settings, SettingsError,
+    StrategyName, StrategySettings, StreamSettings, Transport, UdpSettings, UpstreamAddress, parse_address,
 };
 pub use self::stats::{CacheStats, LatencyStats, PoolStats, Stats};
 use self::worker::{Command, WorkerSeed};

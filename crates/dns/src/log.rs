@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use forebay_core::{CloseReason, Event, Instant};
+use forebay_dns_core::forwarder::Notice;
 
 /// How often a worker says that this machine ran out of something: it may happen thousands of times a second.
 const EXHAUSTION_INTERVAL: Duration = Duration::from_secs(1);
@@ -60,5 +61,16 @@ impl Log {
             endpoint, %cause, left_out,
             "this machine ran out of something; the upstream is not to blame"
         );
+    }
+}
+
+/// Writes what a person should know of about an upstream.
+pub(crate) fn notify(notice: Notice, endpoint: &str) {
+    match notice {
+        Notice::Guessing { guesses } => tracing::warn!(
+            endpoint,
+            guesses,
+            "somebody sends guessed answers in this upstream's name: its sockets are replaced, and it is asked over TCP"
+        ),
     }
 }

@@ -18,6 +18,7 @@ pub(crate) struct WorkerStats {
     pub(crate) questions: usize,
     pub(crate) waiting: usize,
     pub(crate) pools: Vec<(u16, Carrier, Snapshot)>,
+    pub(crate) entropy: Vec<(u16, f64)>,
     pub(crate) client_connections: usize,
     pub(crate) clients_rejected: u64,
     pub(crate) datagrams_dropped: u64,
@@ -107,6 +108,9 @@ pub struct PoolStats {
     pub transport: &'static str,
     /// Counts by state, limits, counters: the sums over the workers; limits are those of one, since they are shared.
     pub snapshot: Snapshot,
+    /// How hard an answer is to guess, in bits, on the worker where it is easiest: the logarithm of how many pairs of
+    /// socket and unused message id a query's is one of. `None` over TCP, where a guess needs a sequence number too.
+    pub entropy_bits: Option<f64>,
 }
 
 impl PoolStats {
@@ -166,7 +170,14 @@ impl Stats {
                     index: *index,
                     transport,
                     snapshot: snapshot.clone(),
+                    entropy_bits: None,
                 }),
+            }
+        }
+        for (index, bits) in &worker.entropy {
+            let udp = |pool: &&mut PoolStats| pool.index == *index && pool.transport == "udp";
+            if let Some(pool) = self.pools.iter_mut().find(udp) {
+                pool.entropy_bits = Some(pool.entropy_bits.map_or(*bits, |least| least.min(*bits)));
             }
         }
     }

@@ -103,6 +103,7 @@ fn forwarder_config(
         udp_size: config.udp_size,
         cache_bytes: config.cache_bytes,
         cache_policy: config.cache_policy,
+        safety: config.safety,
         ..ForwarderConfig::new(upstreams, hash_seed, random_seed)
     }
 }
@@ -137,6 +138,9 @@ impl State {
     fn write_log(&mut self, now: Instant) {
         while let Some((event, endpoint)) = self.forwarder.poll_event() {
             self.log.write(now, event, endpoint);
+        }
+        while let Some((notice, endpoint)) = self.forwarder.poll_notice() {
+            crate::log::notify(notice, endpoint);
         }
     }
 }
@@ -272,6 +276,7 @@ impl Shell {
             questions,
             waiting,
             pools: state.forwarder.pools(now).collect(),
+            entropy: state.forwarder.entropy().collect(),
             client_connections: state.mail.clients.len(),
             clients_rejected: self.clients_rejected.get(),
             datagrams_dropped: state.mail.dropped,

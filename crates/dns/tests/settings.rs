@@ -9,7 +9,8 @@ use forebay_bench::responder::{Responder, Script, Verdict, expected_a};
 use forebay_core::AcquireOutcome::Fresh;
 use forebay_core::CloseReason;
 use forebay_dns::{
-    CacheSettings, ClientSettings, PoolMode, Settings, StrategyName, StreamSettings, UdpSettings,
+    CacheSettings, ClientSettings, PoolMode, SafetySettings, Settings, StrategyName, StreamSettings,
+    UdpSettings,
 };
 use support::{Running, Tcp, Udp, address, id, query, rcode, run, settings, truncated, ttl};
 
@@ -296,6 +297,20 @@ fn a_stream_that_cannot_be_made_is_given_up_after_dial_timeout() {
     let stats = server.stats();
     assert!(stats.pools[0].snapshot.counters.dial_failures(forebay_core::Cause::Timeout) > 0);
     assert_eq!(stats.pools[0].snapshot.counters.acquires(Fresh), 0);
+}
+
+#[test]
+fn near_misses_max_is_how_many_guesses_make_it_ask_over_tcp() {
+    let upstream = upstream(Script { decoys: 3, ..Script::default() });
+    let safety = SafetySettings { near_misses_max: 0 };
+    let udp = UdpSettings { connections_min: 1, ..UdpSettings::default() };
+    let server = run(&Settings { safety, udp, ..settings(&[&upstream]) });
+    ask(&server, 0..20);
+    assert_eq!((server.stats().counters.bursts, upstream.stats().connections), (0, 0));
+    let server = run(&Settings { udp, ..settings(&[&upstream]) });
+    ask(&server, 0..20);
+    assert_eq!(server.stats().counters.bursts, 1);
+    assert!(upstream.stats().tcp_queries >= 18, "{:?}", upstream.stats());
 }
 
 #[test]

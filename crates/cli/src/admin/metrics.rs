@@ -277,6 +277,21 @@ const FAMILIES: &[Family] = &[
         },
     },
     Family {
+        name: "forebay_dns_entropy_bits",
+        kind: Kind::Gauge,
+        labels: POOL,
+        help: "How hard an answer over UDP is to guess, in bits, for somebody who knows the ports of all sockets, on the \
+               worker where it is easiest: the logarithm of how many pairs of socket and unused message id a query's is \
+               one of. Near 16: there is one socket; raise udp.connections_min.",
+        read: |scrape, samples| {
+            for (at, pool) in &scrape.pools {
+                if let Some(bits) = pool.entropy_bits {
+                    samples.put(&[UPSTREAM, at], format!("{bits:.3}"));
+                }
+            }
+        },
+    },
+    Family {
         name: "forebay_dns_workers",
         kind: Kind::Gauge,
         labels: &[],

@@ -35,6 +35,10 @@ impl Forwarder {
                 return true;
             }
         };
+        if self.is_doubtful(now, slot) {
+            self.ask_over_stream(now, attempt, out);
+            return true;
+        }
         self.counters.answers += 1;
         if let Some(exchange) = self.exchanges.get_mut(slot) {
             exchange.answered = true;
@@ -154,15 +158,13 @@ impl Forwarder {
                 _ => {}
             }
         }
-        if bytes.get(2).is_some_and(|flags| flags & 0x80 != 0) && self.is_settled(now, slot, bytes) {
+        if found.is_none()
+            && bytes.get(2).is_some_and(|flags| flags & 0x80 != 0)
+            && self.is_settled(now, slot, bytes)
+        {
             return None;
         }
-        self.counters.unexpected += 1;
-        let exchange = self.exchanges.get_mut(slot)?;
-        if self.roles[slot.endpoint().index()].1 == Carrier::Datagram && exchange.note_unexpected() {
-            self.counters.rotated += 1;
-            self.engine.handle_goodbye(now, slot);
-        }
+        self.note_stray(now, slot, bytes, found.is_some());
         None
     }
 

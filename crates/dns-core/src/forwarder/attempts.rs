@@ -107,7 +107,7 @@ impl Forwarder {
         }
         this.asked |= 1 << place;
         let (stream, deadline) = (this.stream, this.deadline);
-        let id = self.engine_endpoint(endpoint, stream);
+        let id = self.engine_endpoint(endpoint, stream || self.is_guarded(now, endpoint));
         match self.engine.acquire(now, id, deadline) {
             Acquired::Lease(lease) => {
                 let attempt = self.flights.add_attempt(now, flight, endpoint, AttemptState::Vacant);
@@ -182,7 +182,8 @@ impl Forwarder {
     /// is none any more.
     fn send(&mut self, now: Instant, attempt: u32, lease: Lease, out: &mut impl Outbox) -> bool {
         let slot = lease.slot();
-        let Some(id) = self.exchanges.book(slot, attempt, &mut self.ids) else {
+        let carrier = self.carrier(slot);
+        let Some(id) = self.exchanges.book(slot, attempt, carrier, &mut self.ids) else {
             // The shell closed the connection before the engine's grant was taken: nothing was sent.
             self.flights.remove_attempt(attempt);
             self.engine.release(now, lease, Outcome::Unused);
@@ -202,6 +203,9 @@ impl Forwarder {
             udp_size: this.edns.then_some(self.udp_size),
         };
         out.transmit(slot, |buffer| write_query(buffer, &query));
+        if self.exchanges.get_mut(slot).is_some_and(|exchange| exchange.is_worn_out()) {
+            self.engine.handle_goodbye(now, slot);
+        }
         true
     }
 
@@ -252,7 +256,9 @@ impl Forwarder {
             }
             AttemptState::Sent { lease, id } => {
                 let slot = lease.slot();
-                self.exchanges.free(slot, id);
+                let answered = matches!(outcome, Some(Outcome::Good | Outcome::Failed(Cause::Protocol)));
+                let carrier = self.carrier(slot);
+                self.exchanges.free(slot, id, carrier, answered);
                 if outcome.is_none()
                     && let Some(exchange) = self.exchanges.get_mut(slot)
                 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use forebay_core::{Config, ConfigError, Permits};
 
 use super::front::FrontConfig;
+use super::safety::SafetyConfig;
 use crate::cache::{CacheConfigError, CachePolicy};
 use crate::wire::{HashSeed, UDP_LEN_DEFAULT, UDP_LEN_MIN};
 
@@ -142,6 +143,8 @@ pub struct ForwarderConfig {
     pub cache_bytes: usize,
     /// What the cache keeps, and for how long.
     pub cache_policy: CachePolicy,
+    /// What is done against forged answers.
+    pub safety: SafetyConfig,
     /// Keeps others from choosing questions whose hashes collide. From the system's randomness.
     pub hash_seed: HashSeed,
     /// Seeds message ids (RFC 5452 §9.2) and choices. From the system's randomness.
@@ -163,6 +166,7 @@ impl ForwarderConfig {
             udp_size: UDP_LEN_DEFAULT,
             cache_bytes: 64 << 20,
             cache_policy: CachePolicy::default(),
+            safety: SafetyConfig::default(),
             hash_seed,
             random_seed,
         }

@@ -65,14 +65,18 @@ counters! {
     truncated,
     /// Answers taken.
     answers,
-    /// Answers to questions that were settled meanwhile: of those that lost a race, and of those that were too late.
+    /// Answers that came late or twice: nobody waited for them any more.
     late,
     /// Attempts begun while another was still in time: to win a race, or to measure an endpoint.
     raced,
-    /// Answers that fitted no query of their connection: forged or garbled, or very late.
+    /// Answers that fitted no query of their connection, and are not late either: forged or garbled.
     unexpected,
-    /// Connections given up because of too many such answers.
+    /// Bursts of such answers: somebody was guessing.
+    bursts,
+    /// Sockets replaced because of such a burst.
     rotated,
+    /// Answers that fitted, but were asked for again over a stream because they may have been guessed.
+    distrusted,
     /// Answers that could not be read.
     malformed,
     /// Replies sent.

@@ -1,29 +1,40 @@
 //! Which question went out under which id on which connection.
 
-use forebay_core::{Instant, SlotId};
+use forebay_core::{EndpointId, Instant, SlotId};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::RngCore;
 
-/// Unexpected answers on one connection after which it is given up: somebody may be guessing (RFC 5452 §9.3 allows
-/// a resolver to abandon a port on which it sees forgeries).
-const UNEXPECTED_MAX: u32 = 16;
+use super::Carrier;
+
+/// Ids that one datagram socket uses before it is replaced, whatever `uses_max` says: half of those there are, so that
+/// an unused one is found in two tries and costs a guesser no more than one bit.
+const IDS_MAX: u32 = 1 << 15;
+
+/// Ids of one stream whose answers may still come, after which it is replaced: it answers next to nothing.
+const ABANDONED_MAX: usize = 1024;
 
 /// What is out on one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
-    generation: u32,
-    open: bool,
+    /// Which connection it is, while it is open.
+    slot: Option<SlotId>,
     /// Message id and attempt. Short: a connection's capacity at most.
     entries: Vec<(u16, u32)>,
     /// Whether anything was ever answered on it.
     pub(crate) answered: bool,
     /// Time-outs since the last answer.
     pub(crate) silent: u32,
-    unexpected: u32,
     /// Queries whose answers nobody waits for any more, in no order.
     settled: Vec<Settled>,
     /// Which of them is the next to be forgotten.
     oldest: usize,
+    /// Answers that fit nothing, and are not late either: somebody may be guessing. Datagrams only.
+    pub(crate) guesses: u32,
+    /// Datagrams may be doubled and delayed without end. So no id is used twice on one socket: then no old answer can
+    /// be taken for a new one.
+    used: UsedIds,
+    /// The same on a stream, where each answer comes once: ids whose answers have not come.
+    abandoned: Vec<u16>,
 }
 
 /// A query that was let go before its answer came: what is needed to tell that answer from a guess.
@@ -64,6 +75,7 @@ impl Exchange {
         if let Some(place) = self.settled.iter().position(|query| query.id == id) {
             self.settled.swap_remove(place);
             self.oldest = 0;
+            self.forget(id);
         }
     }
 
@@ -71,10 +83,65 @@ impl Exchange {
         self.entries.iter().find(|(other, _)| *other == id).map(|(_, attempt)| *attempt)
     }
 
-    /// Notes an answer that fits nothing. Returns whether the connection has seen too many of them.
-    pub(crate) fn note_unexpected(&mut self) -> bool {
-        self.unexpected += 1;
-        self.unexpected == UNEXPECTED_MAX
+    /// Whether an answer with this id, for which nobody waits, is an old one: late, or here for the second time.
+    pub(crate) fn is_late(&mut self, id: u16) -> bool {
+        self.forget(id) || self.used.contains(id)
+    }
+
+    /// No answer with this id will come any more. Returns whether one might have.
+    pub(crate) fn forget(&mut self, id: u16) -> bool {
+        let found = self.abandoned.iter().position(|other| *other == id);
+        found.map(|at| self.abandoned.swap_remove(at)).is_some()
+    }
+
+    /// How many ids the next query's is one of.
+    pub(crate) const fn ids_left(&self) -> u32 {
+        (1 << 16) - self.used.len
+    }
+
+    /// Whether too few ids are left for it to take another query.
+    pub(crate) const fn is_worn_out(&self) -> bool {
+        self.used.len >= IDS_MAX || self.abandoned.len() >= ABANDONED_MAX
+    }
+}
+
+/// A set of message ids.
+#[derive(Debug, Default)]
+struct UsedIds {
+    len: u32,
+    /// The only one, as long as there is but one: a socket for one query needs no more.
+    first: u16,
+    bits: Option<Box<[u64; 1024]>>,
+}
+
+impl UsedIds {
+    /// Returns whether it was not in the set.
+    fn insert(&mut self, id: u16) -> bool {
+        if self.len == 0 {
+            (self.len, self.first) = (1, id);
+            return true;
+        }
+        if self.contains(id) {
+            return false;
+        }
+        if self.len == 1 {
+            let first = self.first;
+            let bits = self.bits.get_or_insert_with(|| Box::new([0; 1024]));
+            bits.fill(0);
+            bits[usize::from(first >> 6)] |= 1 << (first & 63);
+        }
+        if let Some(bits) = &mut self.bits {
+            bits[usize::from(id >> 6)] |= 1 << (id & 63);
+        }
+        self.len += 1;
+        true
+    }
+
+    fn contains(&self, id: u16) -> bool {
+        match &self.bits {
+            Some(bits) if self.len > 1 => bits[usize::from(id >> 6)] & (1 << (id & 63)) != 0,
+            _ => self.len == 1 && self.first == id,
+        }
     }
 }
 
@@ -99,11 +166,13 @@ impl Exchanges {
         debug_assert!(exchange.entries.is_empty());
         exchange.entries.clear();
         exchange.settled.clear();
+        exchange.abandoned.clear();
         *exchange = Exchange {
-            generation: slot.generation(),
-            open: true,
+            slot: Some(slot),
             entries: std::mem::take(&mut exchange.entries),
             settled: std::mem::take(&mut exchange.settled),
+            abandoned: std::mem::take(&mut exchange.abandoned),
+            used: UsedIds { bits: exchange.used.bits.take(), ..UsedIds::default() },
             ..Exchange::default()
         };
     }
@@ -111,44 +180,63 @@ impl Exchanges {
     /// A connection is gone. Returns whether it was there.
     pub(crate) fn close(&mut self, slot: SlotId) -> bool {
         let Some(exchange) = self.get_mut(slot) else { return false };
-        exchange.open = false;
+        exchange.slot = None;
         exchange.entries.clear();
         true
     }
 
     pub(crate) fn get_mut(&mut self, slot: SlotId) -> Option<&mut Exchange> {
         let exchange = self.endpoints.get_mut(slot.endpoint().index())?.get_mut(slot.index())?;
-        (exchange.open && exchange.generation == slot.generation()).then_some(exchange)
+        (exchange.slot == Some(slot)).then_some(exchange)
     }
 
-    /// Finds an id that no query on this connection has, and books it for `attempt`.
-    pub(crate) fn book(&mut self, slot: SlotId, attempt: u32, rng: &mut ChaCha8Rng) -> Option<u16> {
+    /// Finds an id for a query on this connection that no other can be mistaken for, and books it for `attempt`.
+    pub(crate) fn book(
+        &mut self,
+        slot: SlotId,
+        attempt: u32,
+        carrier: Carrier,
+        rng: &mut ChaCha8Rng,
+    ) -> Option<u16> {
         let exchange = self.get_mut(slot)?;
-        // A connection carries far fewer queries than there are ids; the engine's capacity sees to that.
+        // Most ids are free: a connection is replaced before half of them have been used, and the engine's capacity
+        // keeps a stream far below that.
         loop {
             let id = rng.next_u32() as u16;
-            if exchange.find(id).is_none() && exchange.settled(id).is_none() {
+            let free = match carrier {
+                Carrier::Datagram => {
+                    exchange.used.insert(id) || exchange.used.len == 1 << 16 && exchange.find(id).is_none()
+                }
+                Carrier::Stream => exchange.find(id).is_none() && !exchange.abandoned.contains(&id),
+            };
+            if free {
                 exchange.entries.push((id, attempt));
                 return Some(id);
             }
         }
     }
 
-    /// Frees an id.
-    pub(crate) fn free(&mut self, slot: SlotId, id: u16) {
+    /// Frees an id. On a stream, unless its answer has come, it is kept for that.
+    pub(crate) fn free(&mut self, slot: SlotId, id: u16, carrier: Carrier, answered: bool) {
         if let Some(exchange) = self.get_mut(slot)
             && let Some(position) = exchange.entries.iter().position(|(other, _)| *other == id)
         {
             exchange.entries.swap_remove(position);
+            if carrier == Carrier::Stream && !answered {
+                exchange.abandoned.push(id);
+            }
         }
+    }
+
+    /// The connections to one of the engine's endpoints that are open, by their indexes.
+    pub(crate) fn open_at(&self, endpoint: EndpointId) -> impl Iterator<Item = (SlotId, &Exchange)> {
+        let table = self.endpoints.get(endpoint.index()).map_or(&[][..], Vec::as_slice);
+        table.iter().filter_map(|exchange| exchange.slot.map(|slot| (slot, exchange)))
     }
 
     /// Takes any attempt that is out on a connection.
     pub(crate) fn first(&self, slot: SlotId) -> Option<u32> {
         let exchange = self.endpoints.get(slot.endpoint().index())?.get(slot.index())?;
-        if !exchange.open || exchange.generation != slot.generation() {
-            return None;
-        }
-        exchange.entries.first().map(|(_, attempt)| *attempt)
+        exchange.entries.first().filter(|_| exchange.slot == Some(slot)).map(|(_, attempt)| *attempt)
     }
 }

@@ -23,6 +23,9 @@ mod errors;
 mod exchange;
 mod flight;
 mod front;
+mod guesses;
+mod notices;
+mod safety;
 mod strategy;
 mod streams;
 mod wheel;
@@ -49,6 +52,10 @@ pub use self::flight::Client;
 use self::flight::Flights;
 use self::front::Front;
 pub use self::front::{AnyPolicy, FrontConfig, How};
+use self::guesses::Watch;
+pub use self::notices::Notice;
+use self::notices::Notices;
+pub use self::safety::SafetyConfig;
 use self::strategy::Estimate;
 use self::wheel::Wheel;
 use crate::cache::{CacheCounters, MessageCache};
@@ -125,6 +132,8 @@ pub struct Forwarder {
     /// Which attempt holds a ticket, by the engine's endpoint and the ticket's index.
     tickets: Vec<Vec<u32>>,
     links: VecDeque<LinkAction>,
+    safety: SafetyConfig,
+    notices: Notices,
     counters: ForwarderCounters,
     /// How long questions that went upstream took, in nanoseconds.
     latency: Histogram,
@@ -152,6 +161,7 @@ struct Address {
     /// Races that it won, and those that it lost.
     won: u64,
     lost: u64,
+    watch: Watch,
 }
 
 // News from outside.
@@ -180,7 +190,8 @@ impl Forwarder {
                 let datagram = one.datagram.map(|link| add(link, Carrier::Datagram)).transpose()?;
                 let stream = add(one.stream, Carrier::Stream)?;
                 let (name, latency) = (one.name, Estimate::default());
-                endpoints.push(Address { name, datagram, stream, latency, won: 0, lost: 0 });
+                let watch = Watch::default();
+                endpoints.push(Address { name, datagram, stream, latency, won: 0, lost: 0, watch });
             }
         }
         let mut forwarder = Self {
@@ -206,6 +217,8 @@ impl Forwarder {
             exchanges: Exchanges::default(),
             timers: Wheel::new(now),
             links: VecDeque::new(),
+            safety: config.safety,
+            notices: Notices::default(),
             counters: ForwarderCounters::default(),
             latency: Histogram::default(),
             draining: false,

@@ -30,7 +30,9 @@ impl Forwarder {
         cause: Option<Cause>,
         out: &mut impl Outbox,
     ) {
-        let Some(attempt) = self.exchanges.get_mut(slot).and_then(|exchange| exchange.find(id)) else {
+        let Some(exchange) = self.exchanges.get_mut(slot) else { return };
+        let Some(attempt) = exchange.find(id) else {
+            exchange.forget(id);
             return;
         };
         let (flight, endpoint) = {
@@ -51,6 +53,9 @@ impl Forwarder {
                 self.counters.replays += 1;
                 self.flights.flight_mut(flight).replays += 1;
             }
+        }
+        if let Some(exchange) = self.exchanges.get_mut(slot) {
+            exchange.forget(id);
         }
         self.try_again(now, flight, out);
         self.process(now, out);

@@ -2,6 +2,7 @@
 
 mod behaviour;
 mod front;
+mod safety;
 mod strategies;
 mod streams;
 mod world;

@@ -4,6 +4,7 @@ mod address;
 mod cache;
 mod clients;
 mod pools;
+mod safety;
 mod strategies;
 
 #[cfg(test)]
@@ -16,7 +17,7 @@ use std::time::Duration;
 use forebay::units::Span;
 use forebay_core::Config;
 use forebay_dns_core::cache::CachePolicy;
-use forebay_dns_core::forwarder::{Strategy, StrategyConfig};
+use forebay_dns_core::forwarder::{SafetyConfig, Strategy, StrategyConfig};
 use serde::{Deserialize, Serialize};
 
 use self::address::upstreams;
@@ -25,6 +26,7 @@ pub use self::cache::CacheSettings;
 pub use self::clients::ClientSettings;
 pub use self::pools::{StreamSettings, UdpSettings};
 use self::pools::{stream_pool, udp_pool};
+pub use self::safety::SafetySettings;
 pub use self::strategies::{StrategyName, StrategySettings};
 
 /// The `[dns]` table of a configuration, every key optional.
@@ -65,6 +67,8 @@ pub struct Settings {
     pub stream: StreamSettings,
     /// Clients' TCP connections.
     pub clients: ClientSettings,
+    /// What is done against forged answers.
+    pub safety: SafetySettings,
 }
 
 /// Whether connections to upstreams are kept.
@@ -96,6 +100,7 @@ impl Default for Settings {
             udp: UdpSettings::default(),
             stream: StreamSettings::default(),
             clients: ClientSettings::default(),
+            safety: SafetySettings::default(),
         }
     }
 }
@@ -135,6 +140,7 @@ pub struct DnsConfig {
     pub(crate) udp: Config,
     pub(crate) stream: Config,
     pub(crate) clients: ClientSettings,
+    pub(crate) safety: SafetyConfig,
 }
 
 impl DnsConfig {
@@ -205,6 +211,7 @@ impl DnsConfig {
             udp: udp_pool(settings),
             stream: stream_pool(settings),
             clients: settings.clients,
+            safety: settings.safety.config(),
         };
         config.validate(settings)?;
         Ok(config)

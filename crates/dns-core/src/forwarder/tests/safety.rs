@@ -1,0 +1,190 @@
+//! Forged, late and doubled answers.
+
+use std::time::Duration;
+
+use forebay_core::{Cause, SlotId};
+
+use super::world::{OK, World, answer_to, config, id, rcode, udp};
+use crate::forwarder::{Carrier, Notice};
+use crate::testing::Message;
+
+fn sockets(world: &World) -> Vec<SlotId> {
+    let datagram =
+        |(slot, (_, carrier)): (&SlotId, &(u16, Carrier))| (*carrier == Carrier::Datagram).then_some(*slot);
+    let mut all: Vec<SlotId> = world.links.iter().filter_map(datagram).collect();
+    all.sort_unstable_by_key(|slot| slot.index());
+    all
+}
+
+fn guesses(world: &mut World, slot: SlotId, query: &[u8], n: u16) {
+    for turn in 1..=n {
+        let mut guess = answer_to(query, OK).record(0, 1, 60, &[6, 6, 6, 6]).0;
+        let other = id(query) ^ turn;
+        guess[..2].copy_from_slice(&other.to_be_bytes());
+        world.answer(slot, &guess);
+    }
+}
+
+fn warm(sockets: u32) -> World {
+    let mut settings = config(1);
+    if let Some(link) = &mut settings.upstreams[0].endpoints[0].datagram {
+        link.config.connections_min = sockets;
+    }
+    World::new(settings)
+}
+
+#[test]
+fn a_burst_of_guesses_replaces_every_socket_and_is_told_of_once() {
+    let mut world = warm(4);
+    let before = sockets(&world);
+    assert_eq!(before.len(), 4);
+    world.ask(udp(1), &Message::query("a.test", 1));
+    let (slot, query) = world.one_sent();
+    guesses(&mut world, slot, &query, 3);
+    assert_eq!(world.forwarder.counters().bursts, 0, "three may be an accident");
+    guesses(&mut world, slot, &query, 60);
+    let counters = *world.forwarder.counters();
+    assert_eq!((counters.bursts, counters.rotated, counters.unexpected), (1, 4, 63));
+    let (notice, name) = world.forwarder.poll_notice().unwrap();
+    assert_eq!((notice, name), (Notice::Guessing { guesses: 4 }, "upstream 0"));
+    assert!(world.forwarder.poll_notice().is_none(), "one burst, one notice");
+    let after = sockets(&world);
+    assert_eq!(
+        after.iter().filter(|slot| before.contains(slot)).collect::<Vec<_>>(),
+        [&slot],
+        "it has a query"
+    );
+    assert_eq!(after.len(), 5, "four new ones");
+}
+
+#[test]
+fn an_answer_after_guesses_is_asked_for_again_over_a_stream() {
+    let mut world = warm(2);
+    world.ask(udp(1), &Message::query("a.test", 1));
+    let (slot, query) = world.one_sent();
+    guesses(&mut world, slot, &query, 4);
+    // One guess in 65,536 has the right id: it must not win.
+    world.answer(slot, &answer_to(&query, OK).record(0, 1, 60, &[6, 6, 6, 6]).0);
+    assert!(world.mail.replies.is_empty());
+    let (stream, query) = world.one_sent();
+    assert_eq!(world.links[&stream].1, Carrier::Stream);
+    world.answer(stream, &answer_to(&query, OK).a(60).0);
+    assert!(world.one_reply().1.ends_with(&[192, 0, 2, 1]));
+    assert_eq!(world.forwarder.counters().distrusted, 1);
+}
+
+#[test]
+fn an_endpoint_under_fire_is_asked_over_streams_until_it_is_quiet() {
+    let mut world = warm(2);
+    world.ask(udp(1), &Message::query("a.test", 1));
+    let (slot, query) = world.one_sent();
+    guesses(&mut world, slot, &query, 4);
+    let carrier = |world: &mut World, name: &str| {
+        world.ask(udp(1), &Message::query(name, 1));
+        let (slot, query) = world.one_sent();
+        let carrier = world.links[&slot].1;
+        world.answer(slot, &answer_to(&query, OK).a(60).0);
+        carrier
+    };
+    assert_eq!(carrier(&mut world, "b.test"), Carrier::Stream);
+    world.pass(Duration::from_millis(9_900));
+    world.mail.sent.clear();
+    assert_eq!(carrier(&mut world, "c.test"), Carrier::Stream);
+    world.pass(Duration::from_millis(200));
+    assert_eq!(carrier(&mut world, "d.test"), Carrier::Datagram);
+}
+
+#[test]
+fn a_guarded_endpoint_without_streams_is_asked_over_datagrams() {
+    let mut world = warm(2);
+    world.dials.insert((0, Carrier::Stream), Err(Cause::Refused));
+    world.ask(udp(1), &Message::query("a.test", 1));
+    let (slot, query) = world.one_sent();
+    guesses(&mut world, slot, &query, 4);
+    for n in 0..20 {
+        world.ask(udp(2), &Message::query(&format!("b{n}.test"), 1));
+        world.pass(Duration::from_millis(10));
+    }
+    let sent = std::mem::take(&mut world.mail.sent);
+    assert!(
+        sent.len() >= 15,
+        "only while its dials are not yet known to fail does anybody wait: {}",
+        sent.len()
+    );
+    for (slot, query) in sent {
+        world.answer(slot, &answer_to(&query, OK).a(60).0);
+    }
+    assert!(world.mail.replies.iter().filter(|(_, reply)| rcode(reply) == 0).count() >= 15);
+}
+
+#[test]
+fn sockets_are_not_replaced_without_end_however_fast_the_guesses() {
+    let mut world = warm(4);
+    for round in 0..200u32 {
+        let slots = sockets(&world);
+        for slot in slots {
+            let query = Message::query(&format!("n{round}.test"), 1).0;
+            guesses(&mut world, slot, &query, 8);
+        }
+        world.pass(Duration::from_millis(10));
+    }
+    // Two seconds, four sockets, once a second; and the four that were there.
+    assert!(world.dialed <= 4 * 4, "{} sockets in two seconds", world.dialed);
+    let notices = std::iter::from_fn(|| world.forwarder.poll_notice().map(drop)).count();
+    assert_eq!(notices, 1);
+}
+
+#[test]
+fn zero_near_misses_suspects_nobody() {
+    let mut settings = config(1);
+    settings.safety.near_misses_max = 0;
+    let mut world = World::new(settings);
+    world.ask(udp(1), &Message::query("a.test", 1));
+    let (slot, query) = world.one_sent();
+    guesses(&mut world, slot, &query, 1000);
+    world.answer(slot, &answer_to(&query, OK).a(60).0);
+    assert_eq!(rcode(&world.one_reply().1), 0);
+    let counters = world.forwarder.counters();
+    assert_eq!((counters.bursts, counters.rotated, counters.unexpected), (0, 0, 1000));
+}
+
+#[test]
+fn late_and_doubled_answers_are_no_guesses() {
+    let mut world = World::new(config(1));
+    for n in 0..50 {
+        world.ask(udp(1), &Message::query(&format!("a{n}.test"), 1));
+        let (slot, query) = world.one_sent();
+        let answer = answer_to(&query, OK).a(60).0;
+        for _ in 0..3 {
+            world.answer(slot, &answer);
+        }
+    }
+    let counters = world.forwarder.counters();
+    assert_eq!((counters.answers, counters.late, counters.unexpected), (50, 100, 0));
+}
+
+#[test]
+fn no_id_is_used_twice_on_one_socket_and_a_worn_out_one_is_replaced() {
+    let mut settings = config(1);
+    settings.cache_bytes = 0;
+    let mut world = World::new(settings);
+    let mut used: std::collections::HashSet<(SlotId, u16)> = std::collections::HashSet::new();
+    for _ in 0..40_000 {
+        world.ask(udp(1), &Message::query("a.test", 1));
+        let (slot, query) = world.one_sent();
+        assert!(used.insert((slot, id(&query))), "used before");
+        world.answer(slot, &answer_to(&query, OK).a(60).0);
+        world.mail.replies.clear();
+    }
+    assert_eq!(world.dialed, 2, "after 32,768 ids a socket is replaced");
+}
+
+#[test]
+fn the_entropy_is_that_of_sockets_and_unused_ids() {
+    let bits = |world: &World| world.forwarder.entropy().next().unwrap();
+    let mut world = warm(8);
+    assert_eq!(bits(&world), (0, 19.0));
+    assert_eq!(bits(&warm(1)), (0, 16.0));
+    world.ask(udp(1), &Message::query("a.test", 1));
+    assert!(bits(&world).1 < 19.0 && bits(&world).1 > 18.999);
+}
