@@ -13,6 +13,7 @@
 //! - [`wire`] reads messages: the client's query, the upstream's answer, the key of a question.
 //! - [`reply`] writes replies: from the cache, from a fresh answer, or an error.
 //! - [`cache`] keeps answers, bounded in bytes.
+//! - [`rrset`] takes answers apart into what they say of other questions, and joins others of that.
 //! - [`web`] is what DNS over HTTPS adds.
 //! - [`guard`] says who may ask, and what no upstream is asked.
 //! - [`local`] knows names of its own, and those that are blocked.
@@ -22,6 +23,7 @@ pub mod forwarder;
 pub mod guard;
 pub mod local;
 pub mod reply;
+pub mod rrset;
 pub mod web;
 pub mod wire;
 

@@ -24,8 +24,8 @@ pub(super) const CAPACITY_MAX: usize = POSITION_MAX as usize * UNIT;
 /// | bytes | what |
 /// |---|---|
 /// | 0..4 | when it was put in, in ticks |
-/// | 4..7 | time to live, in seconds |
-/// | 7 | marks: the key's flags, visited, dead |
+/// | 4..7 | time to live, in seconds, 20 bits; uses counted since it was put in, 4 bits |
+/// | 7 | marks: the key's flags, visited, dead, set |
 /// | 8..12 | upper half of the key's hash |
 /// | 12..14 | length of the wire that follows |
 ///
@@ -39,6 +39,18 @@ const KEY_FLAGS: u8 = 0x07;
 const VISITED: u8 = 0x08;
 /// Marks: no longer in the table.
 const DEAD: u8 = 0x10;
+/// Marks: it was no answer of its own, but came as part of others.
+const SET: u8 = 0x20;
+
+/// The byte whose upper half counts uses, and one use there.
+const USES_AT: usize = 6;
+const ONE_USE: u8 = 0x10;
+
+/// As many uses as can be counted.
+pub(super) const USES_MAX: u8 = 15;
+
+/// Below this is every time to live, in seconds.
+const TTL_MASK: u32 = 0x000f_ffff;
 
 /// Where an entry stands, in units.
 pub(super) type Position = u32;
@@ -51,8 +63,19 @@ pub(super) struct Head {
     pub(super) key_flags: u8,
     pub(super) visited: bool,
     pub(super) dead: bool,
+    pub(super) is_set: bool,
+    /// Uses since it was put in, as far as they are counted.
+    pub(super) uses: u8,
     pub(super) tag: u32,
     wire_len: u16,
+}
+
+/// A place in the line of entries, oldest first, that stays right while entries come and go: who walks may stop and go on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Cursor {
+    /// Which entry, counted from the first one ever.
+    number: u64,
+    at: usize,
 }
 
 #[derive(Debug)]
@@ -63,6 +86,8 @@ pub(super) struct Ring {
     /// Where the older part ends, when the newer one has begun again at zero.
     wrap_at: Option<usize>,
     entries: usize,
+    /// How many entries have left the tail: the number of the oldest.
+    passed: u64,
 }
 
 impl Ring {
@@ -74,6 +99,7 @@ impl Ring {
             tail: 0,
             wrap_at: None,
             entries: 0,
+            passed: 0,
         }
     }
 
@@ -90,6 +116,7 @@ impl Ring {
     }
 
     pub(super) fn clear(&mut self) {
+        self.passed += self.entries as u64;
         (self.head, self.tail, self.wrap_at, self.entries) = (0, 0, None, 0);
     }
 
@@ -123,6 +150,7 @@ impl Ring {
     pub(super) fn drop_oldest(&mut self, len: usize) {
         self.advance_tail(len);
         self.entries -= 1;
+        self.passed += 1;
         if self.entries == 0 {
             self.clear();
         }
@@ -137,7 +165,26 @@ impl Ring {
         self.bytes.copy_within(from..from + len, at);
         self.head = at + len;
         self.advance_tail(len);
+        // It left the tail, and is the newest now.
+        self.passed += 1;
         (at / UNIT) as Position
+    }
+
+    /// Returns the entry at the cursor, which then stands at the next. `None` behind the newest. An entry that moved to
+    /// the head meanwhile is seen there, seen before or not.
+    pub(super) fn step(&self, cursor: &mut Cursor) -> Option<Position> {
+        if cursor.number <= self.passed {
+            *cursor = Cursor { number: self.passed, at: self.tail };
+        }
+        if cursor.number >= self.passed + self.entries as u64 {
+            return None;
+        }
+        if self.wrap_at == Some(cursor.at) {
+            cursor.at = 0;
+        }
+        let position = (cursor.at / UNIT) as Position;
+        *cursor = Cursor { number: cursor.number + 1, at: cursor.at + self.len_at(position) };
+        Some(position)
     }
 
     fn advance_tail(&mut self, len: usize) {
@@ -166,7 +213,8 @@ impl Ring {
         let at = position as usize * UNIT;
         let wire_len = message.len();
         let ttl = entry.ttl_secs.to_le_bytes();
-        let marks = entry.key_flags & KEY_FLAGS | if entry.visited { VISITED } else { 0 };
+        let mark = |set: bool, mark: u8| if set { mark } else { 0 };
+        let marks = entry.key_flags & KEY_FLAGS | mark(entry.visited, VISITED) | mark(entry.is_set, SET);
         let mut head = [0; HEAD_LEN];
         head[0..4].copy_from_slice(&entry.inserted_tick.to_le_bytes());
         head[4..8].copy_from_slice(&[ttl[0], ttl[1], ttl[2], marks]);
@@ -199,10 +247,12 @@ impl Ring {
         let marks = head[7];
         Head {
             inserted_tick: u32::from_le_bytes([head[0], head[1], head[2], head[3]]),
-            ttl_secs: u32::from_le_bytes([head[4], head[5], head[6], 0]),
+            ttl_secs: u32::from_le_bytes([head[4], head[5], head[6], 0]) & TTL_MASK,
             key_flags: marks & KEY_FLAGS,
             visited: marks & VISITED != 0,
             dead: marks & DEAD != 0,
+            is_set: marks & SET != 0,
+            uses: head[USES_AT] / ONE_USE,
             tag: u32::from_le_bytes([head[8], head[9], head[10], head[11]]),
             wire_len: u16::from_le_bytes([head[12], head[13]]),
         }
@@ -234,12 +284,18 @@ impl Ring {
         Stored::new(wire, offsets.as_chunks::<2>().0)
     }
 
-    /// Marks an entry as used; writes only when it is not yet marked.
+    /// Notes a use: marks the entry, and counts up to `uses_max` uses. Writes only what is new. Returns the count.
     #[inline]
-    pub(super) fn mark_visited(&mut self, position: Position, head: &Head) {
+    pub(super) fn note_use(&mut self, position: Position, head: &Head, uses_max: u8) -> u8 {
+        let at = position as usize * UNIT;
         if !head.visited {
-            self.bytes[position as usize * UNIT + 7] |= VISITED;
+            self.bytes[at + 7] |= VISITED;
         }
+        if head.uses < uses_max {
+            self.bytes[at + USES_AT] += ONE_USE;
+            return head.uses + 1;
+        }
+        head.uses
     }
 
     pub(super) fn unmark_visited(&mut self, position: Position) {
@@ -260,9 +316,10 @@ pub(super) struct NewEntry<'a> {
     pub(super) key_flags: u8,
     pub(super) tag: u32,
     pub(super) inserted_tick: u32,
-    /// Less than 2^24.
+    /// Less than 2^20.
     pub(super) ttl_secs: u32,
     /// The bounds of each record's TTL, in seconds.
     pub(super) ttl_bounds: (u32, u32),
     pub(super) visited: bool,
+    pub(super) is_set: bool,
 }

@@ -37,6 +37,9 @@ pub struct Answer<'a> {
     /// How long a negative answer holds, in seconds: the smaller of the SOA record's TTL and its
     /// MINIMUM (RFC 2308 §5). `None` without a SOA record in the authority section.
     pub negative_ttl: Option<u32>,
+    /// Whether there is a CNAME record in the answer section though another type was asked for: the answer is about
+    /// another name. False when there is a DNAME record too, which says more than one name can.
+    pub has_alias: bool,
     /// Where the message ends; bytes behind are no part of it.
     pub end: usize,
     /// The OPT record.
@@ -165,6 +168,7 @@ impl Scan {
             answer_ttl_min,
             ttl_min,
             negative_ttl: authority.negative_ttl,
+            has_alias: answers.has_cname && !answers.has_dname && qtype != Some(rtype::CNAME),
             end,
             opt,
             ttl_offsets: &self.ttl_offsets,
@@ -283,6 +287,8 @@ struct Walk<'a, 's> {
 
 struct AnswerSection {
     has_qtype: bool,
+    has_cname: bool,
+    has_dname: bool,
 }
 
 struct AuthoritySection {
@@ -292,12 +298,14 @@ struct AuthoritySection {
 
 impl<'a> Walk<'a, '_> {
     fn answers(&mut self, count: u16, qtype: Option<u16>) -> Result<AnswerSection, AnswerFault> {
-        let mut has_qtype = false;
+        let mut section = AnswerSection { has_qtype: false, has_cname: false, has_dname: false };
         for _ in 0..count {
             let record = self.record()?;
-            has_qtype |= qtype == Some(record.rtype) || qtype == Some(rtype::ANY);
+            section.has_qtype |= qtype == Some(record.rtype) || qtype == Some(rtype::ANY);
+            section.has_cname |= record.rtype == rtype::CNAME;
+            section.has_dname |= record.rtype == rtype::DNAME;
         }
-        Ok(AnswerSection { has_qtype })
+        Ok(section)
     }
 
     fn authority(&mut self, count: u16) -> Result<AuthoritySection, AnswerFault> {

@@ -21,8 +21,8 @@ pub use answer::{
 pub(crate) use answer::{plain_ttl, same_question};
 pub use edns::{Edns, EdnsOption, EdnsOptions, ExtendedError};
 pub use key::{HashSeed, QuestionKey};
-pub(crate) use name::Record;
 pub use name::is_under;
+pub(crate) use name::{Name, Record, plain_name_end};
 pub use query::{
     Asked, AskedEdns, FaultAnswer, FaultCause, IgnoreCause, Query, QueryFault, UpstreamQuery, scan_query,
     write_query,
@@ -108,6 +108,8 @@ pub mod rtype {
     pub const AAAA: u16 = 28;
     /// Service location (RFC 2782).
     pub const SRV: u16 = 33;
+    /// Naming authority pointer (RFC 3403).
+    pub const NAPTR: u16 = 35;
     /// Redirection of a subtree (RFC 6672).
     pub const DNAME: u16 = 39;
     /// The EDNS pseudo record (RFC 6891).
@@ -116,6 +118,10 @@ pub mod rtype {
     pub const DS: u16 = 43;
     /// DNSSEC signature (RFC 4034).
     pub const RRSIG: u16 = 46;
+    /// Next secure name (RFC 4034).
+    pub const NSEC: u16 = 47;
+    /// Next secure hash (RFC 5155).
+    pub const NSEC3: u16 = 50;
     /// Service binding (RFC 9460).
     pub const SVCB: u16 = 64;
     /// Service binding of HTTP (RFC 9460).

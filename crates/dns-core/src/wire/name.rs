@@ -63,6 +63,84 @@ pub fn is_under(name: &[u8], suffix: &[u8]) -> bool {
     name[at..].eq_ignore_ascii_case(suffix)
 }
 
+/// A name without compression.
+#[derive(Clone, Copy)]
+pub(crate) struct Name {
+    len: u8,
+    bytes: [u8; NAME_LEN_MAX],
+}
+
+impl Name {
+    /// The root.
+    pub(crate) const ROOT: Self = Self { len: 1, bytes: [0; NAME_LEN_MAX] };
+
+    /// Copies the name at `start` out of a message, following its pointers. Returns where it ends, too.
+    ///
+    /// `None` when it is no name; what a scan has accepted is always one.
+    pub(crate) fn read(bytes: &[u8], start: usize) -> Option<(Self, usize)> {
+        let span = skip_name(bytes, start).ok()?;
+        let mut name = Self::ROOT;
+        let (mut at, mut len) = (start, 0);
+        // A name has fewer labels and pointers than that.
+        for _ in 0..2 * NAME_LEN_MAX {
+            match *bytes.get(at)? {
+                0 => {
+                    *name.bytes.get_mut(len)? = 0;
+                    name.len = len as u8 + 1;
+                    return Some((name, span.end));
+                }
+                step @ 1..=LABEL_LEN_MAX => {
+                    let label = bytes.get(at..at + 1 + usize::from(step))?;
+                    name.bytes.get_mut(len..len + label.len())?.copy_from_slice(label);
+                    len += label.len();
+                    at += label.len();
+                }
+                // `skip_name` has followed them: they lead to an end.
+                _ => at = usize::from(be16(bytes, at)? & 0x3fff),
+            }
+        }
+        None
+    }
+
+    /// Copies a name as it stands in a question.
+    pub(crate) fn plain(name: &[u8]) -> Option<Self> {
+        let (name, end) = Self::read(name, 0).filter(|_| plain_name_end(name, 0) == Some(name.len()))?;
+        (end == usize::from(name.len)).then_some(name)
+    }
+
+    /// The octets, root label included.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// The same name in lower case.
+    pub(crate) fn in_lower_case(mut self) -> Self {
+        self.bytes.make_ascii_lowercase();
+        self
+    }
+
+    /// True when both are the same name (RFC 4343).
+    pub(crate) fn is(&self, other: &[u8]) -> bool {
+        self.as_bytes().eq_ignore_ascii_case(other)
+    }
+
+    /// Where each label begins, the root's left out.
+    pub(crate) fn labels(&self) -> impl Iterator<Item = usize> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (here, len) = (at, self.bytes[at]);
+            at += 1 + usize::from(len);
+            (len != 0).then_some(here)
+        })
+    }
+}
+
+impl std::fmt::Debug for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.as_bytes().escape_ascii())
+    }
+}
+
 /// Skips the name at `start`, and proves by following its pointers that it can be read.
 ///
 /// What a pointer leads to must begin and end before the run of labels that the pointer stands
