@@ -95,6 +95,38 @@ pub fn write_stored(
     age_secs: u32,
     terms: &Terms,
 ) -> Fit {
+    let retime = (age_secs > 0).then_some(|ttl: u32| ttl.saturating_sub(age_secs));
+    write_kept(out, stored, asked, terms, retime, flag::AD | flag::RCODE, None)
+}
+
+/// Appends the reply made of a stored answer whose time is over: every TTL is `ttl_secs`, the extended error says that
+/// it is stale (RFC 8767 §4, RFC 8914 §4.4, §4.20), and AD is not set, since signatures have a time of their own.
+pub fn write_stale(
+    out: &mut Vec<u8>,
+    stored: &Stored<'_>,
+    asked: &Asked<'_>,
+    ttl_secs: u32,
+    terms: &Terms,
+) -> Fit {
+    let code = if stored.rcode() == rcode::NXDOMAIN { STALE_NXDOMAIN } else { STALE_ANSWER };
+    let error = ExtendedError { code, text: b"" };
+    write_kept(out, stored, asked, terms, Some(|_| ttl_secs), flag::RCODE, Some(error))
+}
+
+/// Extended errors (RFC 8914 §4.4, §4.20).
+const STALE_ANSWER: u16 = 3;
+const STALE_NXDOMAIN: u16 = 19;
+
+#[inline]
+fn write_kept(
+    out: &mut Vec<u8>,
+    stored: &Stored<'_>,
+    asked: &Asked<'_>,
+    terms: &Terms,
+    retime: Option<impl Fn(u32) -> u32>,
+    kept_flags: u16,
+    error: Option<ExtendedError<'_>>,
+) -> Fit {
     let Some(header) = stored.wire.first_chunk::<HEADER_LEN>() else {
         return write_failed(out, asked, terms);
     };
@@ -106,12 +138,11 @@ pub fn write_stored(
     let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
     let base = out.len();
     out.extend_from_slice(stored.wire);
-    if age_secs > 0 {
+    if let Some(retime) = retime {
         let message = &mut out[base..];
         for at in stored.ttl_offsets() {
             if let Some(ttl) = message.get_mut(at..).and_then(|r| r.first_chunk_mut::<4>()) {
-                let left = u32::from_be_bytes(*ttl).saturating_sub(age_secs);
-                *ttl = left.to_be_bytes();
+                *ttl = retime(u32::from_be_bytes(*ttl)).to_be_bytes();
             }
         }
     }
@@ -119,9 +150,9 @@ pub fn write_stored(
         base,
         asked,
         terms,
-        flags: word(2) & (flag::AD | flag::RCODE),
+        flags: word(2) & kept_flags,
         counts: [word(6), word(8), word(10)],
-        error: None,
+        error,
     };
     reply.finish(out, |index| {
         let pair = stored.ttl_offsets.get(index)?;

@@ -101,8 +101,11 @@ fn forwarder_config(
         attempts_max: config.attempts_max,
         waiting_max: config.waiting_max,
         udp_size: config.udp_size,
-        cache_bytes: config.cache_bytes,
-        cache_policy: config.cache_policy,
+        cache_bytes: config.cache.bytes,
+        cache_policy: config.cache.policy,
+        rrsets: config.cache.rrsets,
+        stale: config.cache.stale,
+        prefetch: config.cache.prefetch,
         safety: config.safety,
         ..ForwarderConfig::new(upstreams, hash_seed, random_seed)
     }

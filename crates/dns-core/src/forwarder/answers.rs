@@ -169,6 +169,9 @@ impl Forwarder {
     }
 
     pub(super) fn finish(&mut self, now: Instant, flight: u32, answer: &Answer<'_>, out: &mut impl Outbox) {
+        if !matches!(answer.rcode, rcode::NOERROR | rcode::NXDOMAIN) {
+            self.fall_back(now, flight, out);
+        }
         let this = self.flights.flight(flight);
         let began = this.deadline - self.query_timeout;
         self.latency.record_duration(now.saturating_duration_since(began));
@@ -182,11 +185,13 @@ impl Forwarder {
                 count_reply(counters, write_fresh(buffer, answer, &asked, &terms));
             });
         }
+        self.learn(now, flight, answer);
         self.end(now, flight);
     }
 
     /// Tells everybody who waits that it did not work, and why.
     pub(super) fn fail(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
+        self.fall_back(now, flight, out);
         let this = self.flights.flight(flight);
         let failure = this.failure.unwrap_or(Cause::Timeout);
         let code = this.rcode.filter(|code| *code <= 15).unwrap_or(rcode::SERVFAIL);
@@ -212,6 +217,8 @@ impl Forwarder {
             self.let_go(now, attempt, None);
         }
         self.timers.cancel(flight);
+        self.refresh.forget(flight);
+        self.refresh.running -= u32::from(self.flights.flight(flight).is_background);
         self.flights.end(flight);
     }
 }

@@ -14,30 +14,44 @@ const SILENT_MAX: u32 = 3;
 
 impl Forwarder {
     pub(super) fn miss(&mut self, now: Instant, client: Client, query: &Query<'_>, out: &mut impl Outbox) {
-        if self.flights.waiting() >= self.waiting_max || self.draining {
+        let flight = self.flights.find(&self.key);
+        if flight.is_none() && self.answer_known(now, &client, query, out)
+            || self.answer_stale(now, flight, &client, query, out)
+        {
+            return;
+        }
+        if self.is_overloaded() {
             self.counters.failed_overload += 1;
             let text = if self.draining { "shutting down" } else { "too many queries waiting" };
             let error = ExtendedError { code: ede::NOT_READY, text: text.as_bytes() };
             self.reply_error(&client, &query.asked, rcode::SERVFAIL, Some(error), out);
             return;
         }
-        if let Some(flight) = self.flights.find(&self.key) {
+        if let Some(flight) = flight {
             self.counters.coalesced += 1;
             self.flights.add_waiter(flight, client, query);
+            self.arm_stale(now, flight, out);
             return;
         }
         self.counters.misses += 1;
-        let upstream = self.upstream_of_key();
-        let flight = self.flights.begin(&self.key, upstream, now + self.query_timeout);
+        let flight = self.begin_flight(now);
         self.flights.add_waiter(flight, client, query);
-        self.flights.flight_mut(flight).cursor = self.first_endpoint(upstream);
+        self.arm_stale(now, flight, out);
         self.launch(now, flight, out);
         self.process(now, out);
     }
 
-    /// Which upstream a question goes to: the longest suffix of its name that has a route.
-    fn upstream_of_key(&mut self) -> u16 {
-        self.front.route_of(self.key.name()).unwrap_or(0)
+    /// Whether no more clients may wait.
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.flights.waiting() >= self.waiting_max || self.draining
+    }
+
+    /// Begins a flight for the question of `self.key`.
+    pub(super) fn begin_flight(&mut self, now: Instant) -> u32 {
+        let upstream = self.front.route_of(self.key.name()).unwrap_or(0);
+        let flight = self.flights.begin(&self.key, upstream, now + self.query_timeout);
+        self.flights.flight_mut(flight).cursor = self.first_endpoint(upstream);
+        flight
     }
 
     /// The upstream that a flight goes to.
@@ -46,7 +60,7 @@ impl Forwarder {
     }
 
     /// Asks for the first time: whom, and how many at once, is the strategy's choice.
-    fn launch(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
+    pub(super) fn launch(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
         let company = self.company(flight);
         self.begin(now, flight, out);
         for _ in 0..company.others {

@@ -141,14 +141,112 @@ pub struct ForwarderConfig {
     pub udp_size: u16,
     /// The memory of the message cache, in bytes; zero is no cache. Default 64 MiB.
     pub cache_bytes: usize,
-    /// What the cache keeps, and for how long.
+    /// What the cache keeps, and for how long. Its `stale_max` and `uses_counted` follow from `stale` and `prefetch`.
     pub cache_policy: CachePolicy,
+    /// Whether what an answer says of other questions is kept, and answers are joined of that. Default true.
+    pub rrsets: bool,
+    /// What is done with answers whose time is over; `None` is nothing. Default as [`StaleConfig::default`].
+    pub stale: Option<StaleConfig>,
+    /// Which answers are asked for before their time is over; `None` is none. Default as [`PrefetchConfig::default`].
+    pub prefetch: Option<PrefetchConfig>,
     /// What is done against forged answers.
     pub safety: SafetyConfig,
     /// Keeps others from choosing questions whose hashes collide. From the system's randomness.
     pub hash_seed: HashSeed,
     /// Seeds message ids (RFC 5452 §9.2) and choices. From the system's randomness.
     pub random_seed: [u8; 32],
+}
+
+/// What is done with answers whose time is over (RFC 8767).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaleConfig {
+    /// How long after its time an answer is still better than none. Default one day; whole seconds, at most seven days.
+    pub max: Duration,
+    /// The TTL that a client is told. Default 30 s; whole seconds, one at least.
+    pub ttl: Duration,
+    /// How long a client waits for a new answer before it gets the stale one; zero is not at all. Default 1.8 s, under
+    /// the 2 s of impatient stub resolvers; at most 8 s.
+    pub answer_after: Duration,
+    /// How long a name is not asked for again after that has failed. Default 30 s; zero is not at all.
+    pub recheck: Duration,
+}
+
+impl Default for StaleConfig {
+    fn default() -> Self {
+        Self {
+            max: Duration::from_secs(86_400),
+            ttl: Duration::from_secs(30),
+            answer_after: Duration::from_millis(1_800),
+            recheck: Duration::from_secs(30),
+        }
+    }
+}
+
+impl StaleConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    ///
+    /// The first one that cannot be.
+    pub fn validate(&self) -> Result<(), ForwarderConfigError> {
+        let week = Duration::from_secs(7 * 86_400);
+        let is_whole = |value: Duration| value.subsec_nanos() == 0 && value <= week;
+        let wrong = |field, value: Duration, allowed| {
+            Err(ForwarderConfigError::Field { field, value: format!("{value:?}"), allowed })
+        };
+        if !is_whole(self.max) || self.max.is_zero() {
+            return wrong("stale_max", self.max, "whole seconds, 1s to 7days");
+        }
+        if !is_whole(self.ttl) || self.ttl.is_zero() {
+            return wrong("stale_ttl", self.ttl, "whole seconds, 1s to 7days");
+        }
+        if self.answer_after > STALE_ANSWER_AFTER_MAX {
+            return wrong("stale_answer_after", self.answer_after, "at most 8s");
+        }
+        if self.recheck > week {
+            return wrong("stale_recheck", self.recheck, "at most 7days");
+        }
+        Ok(())
+    }
+}
+
+/// Which answers are asked for before their time is over: those that are asked for again shortly before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefetchConfig {
+    /// How often an answer must have been given from the cache, the last time included. Default 2; 1 to 15.
+    pub uses: u8,
+    /// Of a hundred parts of its time, those that are left at most. Default 10; 1 to 90.
+    pub below_percent: u8,
+    /// Questions in flight for nobody, at once. Default 64.
+    pub running_max: u32,
+}
+
+impl Default for PrefetchConfig {
+    fn default() -> Self {
+        Self { uses: 2, below_percent: 10, running_max: 64 }
+    }
+}
+
+impl PrefetchConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    ///
+    /// The first one that cannot be.
+    pub fn validate(&self) -> Result<(), ForwarderConfigError> {
+        let wrong =
+            |field, value: String, allowed| Err(ForwarderConfigError::Field { field, value, allowed });
+        if !(1..=15).contains(&self.uses) {
+            return wrong("prefetch_hits", self.uses.to_string(), "1 to 15");
+        }
+        if !(1..=90).contains(&self.below_percent) {
+            return wrong("prefetch_below", self.below_percent.to_string(), "1 to 90");
+        }
+        if self.running_max == 0 {
+            return wrong("prefetch_max", "0".to_owned(), "at least 1");
+        }
+        Ok(())
+    }
 }
 
 impl ForwarderConfig {
@@ -166,6 +264,9 @@ impl ForwarderConfig {
             udp_size: UDP_LEN_DEFAULT,
             cache_bytes: 64 << 20,
             cache_policy: CachePolicy::default(),
+            rrsets: true,
+            stale: Some(StaleConfig::default()),
+            prefetch: Some(PrefetchConfig::default()),
             safety: SafetyConfig::default(),
             hash_seed,
             random_seed,
@@ -219,6 +320,12 @@ impl ForwarderConfig {
         if self.waiting_max == 0 {
             return wrong("waiting_max", "0".to_owned(), "at least 1");
         }
+        if let Some(stale) = &self.stale {
+            stale.validate()?;
+        }
+        if let Some(prefetch) = &self.prefetch {
+            prefetch.validate()?;
+        }
         if self.udp_size < UDP_LEN_MIN {
             return wrong("udp_size", self.udp_size.to_string(), "512 to 65535");
         }
@@ -267,6 +374,8 @@ const ENDPOINTS_MAX: usize = 64;
 const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_millis(10);
 /// No client waits longer than this.
 const QUERY_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// What a timer's wheel holds without turning round; and no client waits that long for anything.
+const STALE_ANSWER_AFTER_MAX: Duration = Duration::from_secs(8);
 /// A quarter of the message ids: a free one is found at once, and stays hard to guess.
 const CAPACITY_MAX: u32 = 16_384;
 

@@ -51,6 +51,17 @@ counters! {
     rebind,
     /// Queries answered from the cache.
     hits,
+    /// Those of the hits that were answered with what answers to other questions had said.
+    known,
+    /// Queries answered with an answer past its time, because no upstream had a new one, or none soon enough. Rising:
+    /// look at the upstreams.
+    stale,
+    /// Answers asked for again before their time was over.
+    prefetches,
+    /// Times that an answer was in the cache and no upstream had a new one.
+    refresh_failures,
+    /// Cached answers forgotten on demand.
+    flushed,
     /// Queries that joined a question already in flight.
     coalesced,
     /// Questions that went upstream.

@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use forebay_core::{Instant, Lease, TicketId};
 use hashbrown::HashTable;
 
+use super::refresh::StaleState;
 use crate::wire::{Asked, AskedEdns, Query, QuestionKey};
 
 pub(crate) const NONE: u32 = u32::MAX;
@@ -125,6 +126,9 @@ pub(crate) struct Flight {
     pub(crate) failed: u64,
     /// When the next endpoint is asked beside those that are being asked; never, unless they race.
     pub(crate) next_start: Instant,
+    /// Whether it was begun for nobody, to have the answer when it is asked for.
+    pub(crate) is_background: bool,
+    pub(crate) stale: StaleState,
     /// Whether queries carry an OPT record: not after an upstream took one for an error.
     pub(crate) edns: bool,
     /// Whether queries go over a stream: after a truncated answer.
@@ -190,6 +194,8 @@ impl Flights {
             struck: 0,
             failed: 0,
             next_start: Instant::MAX,
+            is_background: false,
+            stale: StaleState::Unknown,
             edns: true,
             stream: false,
             rcode: None,

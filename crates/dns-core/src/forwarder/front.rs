@@ -71,6 +71,8 @@ pub enum AnyPolicy {
 pub enum How {
     /// From the cache.
     Cached,
+    /// From the cache, by an answer past its time.
+    Stale,
     /// By an upstream, by its place; or nobody could, and the reply says so.
     Upstream(u16),
     /// From local data.
@@ -156,6 +158,21 @@ impl Front {
         suffixes.fill(name, seed);
         let below = suffixes.iter().find_map(|(start, hash)| by_suffix.get(hash, name.get(start..)?));
         below.or_else(|| by_suffix.get(seed.empty_name(), &[0])).copied()
+    }
+
+    /// Which upstream is asked about a name in lower case; `None` if that is answered here.
+    pub(super) fn asked_about(&mut self, name: &[u8]) -> Option<u16> {
+        let route = self.route_of(name);
+        let Self { config, suffixes, .. } = self;
+        let is_known = config.local.as_ref().is_some_and(|local| local.find(name, suffixes).is_some())
+            || config.block.as_ref().is_some_and(|block| block.blocks(name, suffixes))
+            || route.is_none() && config.special_names && special(name, rtype::A).is_some();
+        (!is_known).then_some(route.unwrap_or(0))
+    }
+
+    /// Whether an answer of an upstream about a name must not reach clients: a public name with a private address.
+    pub(super) fn objects_to(&self, upstream: u16, name: &[u8], answer: &Answer<'_>) -> bool {
+        upstream == 0 && self.config.rebind.as_ref().is_some_and(|rebind| rebind.objects_to(name, answer))
     }
 
     /// What was learnt from now on differs from what was learnt before: `flying` is how long an answer may be under way.

@@ -24,7 +24,9 @@ mod exchange;
 mod flight;
 mod front;
 mod guesses;
+mod known;
 mod notices;
+mod refresh;
 mod safety;
 mod strategy;
 mod streams;
@@ -43,7 +45,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 pub use self::config::{
-    Carrier, Endpoint, ForwarderConfig, ForwarderConfigError, Link, Route, Strategy, StrategyConfig, Upstream,
+    Carrier, Endpoint, ForwarderConfig, ForwarderConfigError, Link, PrefetchConfig, Route, StaleConfig,
+    Strategy, StrategyConfig, Upstream,
 };
 pub use self::counters::ForwarderCounters;
 use self::errors::{count_reply, terms};
@@ -55,11 +58,13 @@ pub use self::front::{AnyPolicy, FrontConfig, How};
 use self::guesses::Watch;
 pub use self::notices::Notice;
 use self::notices::Notices;
+use self::refresh::Refresh;
 pub use self::safety::SafetyConfig;
 use self::strategy::Estimate;
 use self::wheel::Wheel;
-use crate::cache::{CacheCounters, MessageCache};
+use crate::cache::{CacheCounters, CachePolicy, MessageCache};
 use crate::reply::write_stored;
+use crate::rrset::Sets;
 use crate::wire::{HashSeed, Query, QueryFault, QuestionKey, Scan, scan_query};
 
 /// Where replies and queries are written: straight into the buffers that go to the kernel.
@@ -124,6 +129,9 @@ pub struct Forwarder {
     chance: Rng,
     engine: Engine,
     cache: MessageCache,
+    /// What takes answers apart and joins others; `None` if that is not wanted.
+    sets: Option<Sets>,
+    refresh: Refresh,
     key: QuestionKey,
     scan: Scan,
     flights: Flights,
@@ -194,6 +202,11 @@ impl Forwarder {
                 endpoints.push(Address { name, datagram, stream, latency, won: 0, lost: 0, watch });
             }
         }
+        let policy = CachePolicy {
+            stale_max: config.stale.map_or(Duration::ZERO, |stale| stale.max),
+            uses_counted: config.prefetch.map_or(0, |prefetch| prefetch.uses),
+            ..config.cache_policy
+        };
         let mut forwarder = Self {
             seed: config.hash_seed,
             attempt_timeout: config.attempt_timeout,
@@ -210,7 +223,9 @@ impl Forwarder {
             chance: Rng::new(ids.next_u64()),
             ids,
             engine,
-            cache: MessageCache::new(config.cache_bytes, config.cache_policy)?,
+            cache: MessageCache::new(config.cache_bytes, policy)?,
+            sets: (config.rrsets && config.cache_bytes > 0).then(Sets::new),
+            refresh: Refresh::new(now, config.stale, config.prefetch),
             key: QuestionKey::empty(),
             scan: Scan::new(),
             flights: Flights::new(),
@@ -274,12 +289,17 @@ impl Forwarder {
             return self.answer_here(client, query, out) || self.answer_cached(now, client, query, true, out);
         }
         self.counters.hits += 1;
+        self.counters.known += u64::from(hit.is_set);
+        let is_due = self.refresh.is_due(&hit);
         let terms = terms(client, &query.asked, self.udp_size);
         let counters = &mut self.counters;
         out.tell(How::Cached, Duration::ZERO);
         out.reply(client, |buffer| {
             count_reply(counters, write_stored(buffer, &hit.stored, &query.asked, hit.age_secs, &terms));
         });
+        if is_due {
+            self.prefetch(now, out);
+        }
         true
     }
 
@@ -357,6 +377,7 @@ impl Forwarder {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Outbox) {
+        self.give_stale_answers(now, out);
         while let Some(flight) = self.timers.pop(now) {
             if !self.flights.is_in_use(flight) {
                 continue;
@@ -407,15 +428,15 @@ impl Forwarder {
 
     /// Returns when to call [`Forwarder::handle_timeout`] next.
     pub fn next_timeout(&self) -> Option<Instant> {
-        match (self.timers.next(), self.engine.next_timeout()) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+        [self.timers.next(), self.engine.next_timeout(), self.refresh.next_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Whether nothing is in flight.
+    /// Whether nobody waits for anything.
     pub fn is_idle(&self) -> bool {
-        self.flights.len() == 0
+        self.flights.waiting() == 0
     }
 
     /// Returns the figures.

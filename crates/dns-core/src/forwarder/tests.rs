@@ -2,6 +2,7 @@
 
 mod behaviour;
 mod front;
+mod kept;
 mod safety;
 mod strategies;
 mod streams;

@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use forebay::units::Span;
 use forebay_core::Config;
-use forebay_dns_core::cache::CachePolicy;
 use forebay_dns_core::forwarder::{SafetyConfig, Strategy, StrategyConfig};
 use serde::{Deserialize, Serialize};
 
 use self::address::upstreams;
 pub use self::address::{Transport, UpstreamAddress, parse_address};
 pub use self::cache::CacheSettings;
+pub(crate) use self::cache::CacheShare;
 pub use self::clients::ClientSettings;
 pub use self::pools::{StreamSettings, UdpSettings};
 use self::pools::{stream_pool, udp_pool};
@@ -130,8 +130,7 @@ pub struct DnsConfig {
     pub(crate) strategy: Strategy,
     pub(crate) strategies: StrategyConfig,
     pub(crate) workers: usize,
-    pub(crate) cache_bytes: usize,
-    pub(crate) cache_policy: CachePolicy,
+    pub(crate) cache: CacheShare,
     pub(crate) attempt_timeout: Duration,
     pub(crate) query_timeout: Duration,
     pub(crate) attempts_max: u32,
@@ -194,15 +193,14 @@ impl DnsConfig {
             );
         }
         let workers = if settings.workers == 0 { cores.clamp(1, WORKERS_MAX) } else { settings.workers };
-        let (cache_bytes, cache_policy) = settings.cache.share(workers)?;
+        let cache = settings.cache.share(workers)?;
         let config = Self {
             listen,
             upstreams,
             strategy: settings.strategy.into(),
             strategies: settings.strategies.into(),
             workers,
-            cache_bytes,
-            cache_policy,
+            cache,
             attempt_timeout: settings.attempt_timeout.0,
             query_timeout: settings.query_timeout.0,
             attempts_max: settings.attempts_max,

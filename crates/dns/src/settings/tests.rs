@@ -59,6 +59,9 @@ fn each_impossible_value_is_named() {
     let udp = |udp: UdpSettings| Settings { udp, ..settings() };
     let stream = |stream: StreamSettings| Settings { stream, ..settings() };
     let clients = |clients: ClientSettings| Settings { clients, ..settings() };
+    let cache = |cache: CacheSettings| Settings { cache, ..settings() };
+    let k = CacheSettings::default();
+    let secs = |n| Span(Duration::from_secs(n));
     let (u, s, c) = (UdpSettings::default(), StreamSettings::default(), ClientSettings::default());
     let cases = [
         ("listen", Settings { listen: vec!["nowhere".to_owned()], ..settings() }),
@@ -77,6 +80,15 @@ fn each_impossible_value_is_named() {
         ("strategies.head_start_min", strategies(StrategySettings { head_start_min: zero, ..r })),
         ("strategies.head_start_max", strategies(StrategySettings { head_start_max: zero, ..r })),
         ("strategies.probing_percent", strategies(StrategySettings { probing_percent: 101, ..r })),
+        ("cache.ttl_max", cache(CacheSettings { ttl_max: secs(700_000), ..k.clone() })),
+        ("cache.stale_max", cache(CacheSettings { stale_max: zero, ..k.clone() })),
+        ("cache.stale_max", cache(CacheSettings { stale_max: secs(700_000), ..k.clone() })),
+        ("cache.stale_ttl", cache(CacheSettings { stale_ttl: zero, ..k.clone() })),
+        ("cache.stale_answer_after", cache(CacheSettings { stale_answer_after: secs(9), ..k.clone() })),
+        ("cache.stale_recheck", cache(CacheSettings { stale_recheck: secs(700_000), ..k.clone() })),
+        ("cache.prefetch_hits", cache(CacheSettings { prefetch_hits: 16, ..k.clone() })),
+        ("cache.prefetch_below", cache(CacheSettings { prefetch_below: 0, ..k.clone() })),
+        ("cache.prefetch_max", cache(CacheSettings { prefetch_max: 0, ..k.clone() })),
         ("attempt_timeout", Settings { attempt_timeout: zero, ..settings() }),
         ("query_timeout", Settings { query_timeout: Span(Duration::from_millis(20)), ..settings() }),
         ("attempts_max", Settings { attempts_max: 0, ..settings() }),

@@ -330,3 +330,60 @@ fn the_longest_of_many_routes_holds() {
         assert_eq!(world.links[&slot].0, upstream, "{dotted}");
     }
 }
+
+/// Lets the upstream say that `dotted` is an alias of `target`, which has this address.
+fn learn_alias(world: &mut World, dotted: &str, target: &str, address: [u8; 4]) {
+    world.ask(udp(1), &edns(dotted, 1));
+    let (slot, query) = world.one_sent();
+    let answer =
+        answer_to(&query, OK).record(0, 5, 300, &name(target)).record_at(0, &name(target), 1, 300, &address);
+    world.answer(slot, &answer.0);
+    world.mail.replies.clear();
+}
+
+#[test]
+fn what_answers_say_of_names_that_are_answered_here_is_not_kept() {
+    let mut world = world(FrontConfig {
+        local: Some(local(&["cdn.test. 60 A 10.9.9.9"])),
+        block: Some(block(&["ads.test"])),
+        special_names: true,
+        ..FrontConfig::default()
+    });
+    for target in ["cdn.test", "x.ads.test", "host.onion"] {
+        learn_alias(&mut world, &format!("www.{target}.example"), target, [192, 0, 2, 1]);
+    }
+    assert_eq!(world.told(&edns("cdn.test", 1)).rdata, [10, 9, 9, 9]);
+    assert_eq!(world.told(&edns("x.ads.test", 1)).error, Some(15));
+    assert_eq!(world.told(&edns("host.onion", 1)).rcode, 3);
+    assert_eq!(world.forwarder.counters().known, 0);
+    // Nor is an answer joined that would lead there.
+    assert!(world.is_forwarded(&edns("www.cdn.test.example", 28)));
+}
+
+#[test]
+fn no_way_round_the_rebind_protection_leads_through_what_is_known() {
+    let rebind = RebindConfig { allow: vec![name("inside.test")] };
+    let mut world = world(FrontConfig { rebind: Some(rebind), ..FrontConfig::default() });
+    // A name that may have private addresses, by way of one that may not.
+    learn_alias(&mut world, "a.inside.test", "b.public.test", [10, 0, 0, 1]);
+    assert!(world.is_forwarded(&edns("b.public.test", 1)));
+    world.mail.sent.clear();
+    // And the other way round.
+    learn_alias(&mut world, "c.inside.test", "d.inside.test", [10, 0, 0, 2]);
+    assert_eq!(world.told(&edns("d.inside.test", 1)).rdata, [10, 0, 0, 2]);
+    world.ask(udp(1), &edns("e.public.test", 5));
+    let (slot, query) = world.one_sent();
+    world.answer(slot, &answer_to(&query, OK).record(0, 5, 300, &name("d.inside.test")).0);
+    world.mail.replies.clear();
+    assert!(world.is_forwarded(&edns("e.public.test", 1)));
+}
+
+#[test]
+fn a_name_that_is_blocked_since_is_not_given_stale() {
+    let mut world = world(FrontConfig::default());
+    world.learn("a.test", [192, 0, 2, 1]);
+    world.pass(Duration::from_secs(90_000 - 86_400));
+    let now = world.now;
+    world.forwarder.handle_block(now, Some(block(&["a.test"])));
+    assert_eq!(world.told(&edns("a.test", 1)).error, Some(15));
+}
