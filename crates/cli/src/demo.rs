@@ -98,7 +98,7 @@ impl Stage {
     async fn perform(self, args: &DemoArgs, on_screen: bool) -> Result<(), Failure> {
         let mut ends = Ends::new()?;
         let poster = self.poster();
-        let target = self.server.local_addrs()[0];
+        let target = self.server.local_addrs()[0].address;
         let mut load = Load::start(target, args.rate)?;
         let mut view = View::open(on_screen, &poster)?;
         let handle = self.server.handle();
@@ -142,7 +142,7 @@ impl Stage {
 
     /// What somebody in front of it should know.
     fn poster(&self) -> Poster {
-        let listen = self.server.local_addrs()[0];
+        let listen = self.server.local_addrs()[0].address;
         let upstreams: Vec<_> = self.upstreams.iter().map(|upstream| upstream.addr().to_string()).collect();
         Poster {
             what: format!("dns on {listen}, upstreams {}", upstreams.join(" and ")),

@@ -109,7 +109,9 @@ pub(crate) fn bind_admin(config: &AdminConfig) -> Result<Option<TcpListener>, Fa
 pub(crate) fn start_failure(error: StartError) -> Failure {
     match error {
         StartError::Bind { .. } => Failure::wrong(error.to_string()),
-        StartError::Thread { .. } | StartError::Random => Failure::failed(error.to_string()),
+        StartError::Thread { .. } | StartError::Tls { .. } | StartError::Random => {
+            Failure::failed(error.to_string())
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use forebay::sys::{self, TcpListenerOptions, UdpOptions};
 
 use crate::StartError;
+use crate::settings::{ListenAddress, Scheme};
 
 /// Buffers of a listening UDP socket, in bytes: a burst of some thousand queries while a worker is busy.
 const UDP_BUFFER_BYTES: usize = 4 << 20;
@@ -14,63 +15,86 @@ const UDP_BUFFER_BYTES: usize = 4 << 20;
 const PORT_TRIES: u32 = 16;
 
 /// What one worker listens on.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sockets {
     pub(crate) udp: Vec<UdpSocket>,
-    pub(crate) tcp: Vec<TcpListener>,
+    /// Each with the place of its address in the configuration.
+    pub(crate) streams: Vec<(usize, TcpListener)>,
 }
 
 /// What all workers listen on.
 pub(crate) struct Listeners {
-    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<ListenAddress>,
     pub(crate) workers: Vec<Sockets>,
 }
 
-/// Binds every address, UDP and TCP, once for each worker.
-pub(crate) fn bind_all(listen: &[SocketAddr], workers: usize) -> Result<Listeners, StartError> {
+/// Binds every address once for each worker.
+pub(crate) fn bind_all(listen: &[ListenAddress], workers: usize) -> Result<Listeners, StartError> {
     let mut addresses = Vec::new();
-    let mut all: Vec<Sockets> = (0..workers).map(|_| Sockets { udp: Vec::new(), tcp: Vec::new() }).collect();
-    for &address in listen {
-        let (actual, sockets) = bind_one(address, workers)?;
-        addresses.push(actual);
+    let mut all: Vec<Sockets> = (0..workers).map(|_| Sockets::default()).collect();
+    for (place, one) in listen.iter().enumerate() {
+        let (actual, sockets) = bind_one(one.scheme, one.address, workers)?;
+        addresses.push(ListenAddress { address: actual, ..one.clone() });
         for (worker, (udp, tcp)) in all.iter_mut().zip(sockets) {
-            worker.udp.push(udp);
-            worker.tcp.push(tcp);
+            worker.udp.extend(udp);
+            worker.streams.extend(tcp.map(|tcp| (place, tcp)));
         }
     }
     Ok(Listeners { addresses, workers: all })
 }
 
-type Pairs = Vec<(UdpSocket, TcpListener)>;
+/// The sockets of one worker at one address.
+type Pair = (Option<UdpSocket>, Option<TcpListener>);
 
-fn bind_one(address: SocketAddr, workers: usize) -> Result<(SocketAddr, Pairs), StartError> {
+fn bind_one(
+    scheme: Scheme,
+    address: SocketAddr,
+    workers: usize,
+) -> Result<(SocketAddr, Vec<Pair>), StartError> {
     let mut tries = if address.port() == 0 { PORT_TRIES } else { 1 };
     loop {
         tries -= 1;
-        match try_bind(address, workers) {
+        match try_bind(scheme, address, workers) {
             Err(StartError::Bind { error, .. }) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
             result => return result,
         }
     }
 }
 
-fn try_bind(address: SocketAddr, workers: usize) -> Result<(SocketAddr, Pairs), StartError> {
-    let failed = |address, protocol| move |error| StartError::Bind { address, protocol, error };
+fn try_bind(
+    scheme: Scheme,
+    address: SocketAddr,
+    workers: usize,
+) -> Result<(SocketAddr, Vec<Pair>), StartError> {
     // SO_REUSEPORT would let a second server share the port unnoticed: first ask without it.
-    let alone = udp(address, false).map_err(failed(address, "UDP"))?;
-    let actual = alone.local_addr().map_err(failed(address, "UDP"))?;
-    let alone_tcp = tcp(actual, false).map_err(failed(actual, "TCP"))?;
+    let (actual, alone) = bind_pair(scheme, address, false)?;
     if workers == 1 {
-        return Ok((actual, vec![(alone, alone_tcp)]));
+        return Ok((actual, vec![alone]));
     }
-    drop((alone, alone_tcp));
-    let mut pairs = Vec::new();
-    for _ in 0..workers {
-        let udp = udp(actual, true).map_err(failed(actual, "UDP"))?;
-        let tcp = tcp(actual, true).map_err(failed(actual, "TCP"))?;
-        pairs.push((udp, tcp));
+    drop(alone);
+    let pairs: Result<_, _> =
+        (0..workers).map(|_| bind_pair(scheme, actual, true).map(|(_, pair)| pair)).collect();
+    Ok((actual, pairs?))
+}
+
+fn bind_pair(
+    scheme: Scheme,
+    mut address: SocketAddr,
+    reuse_port: bool,
+) -> Result<(SocketAddr, Pair), StartError> {
+    let failed = |address, protocol| move |error| StartError::Bind { address, protocol, error };
+    let mut pair = (None, None);
+    if scheme.has_udp() {
+        let socket = udp(address, reuse_port).map_err(failed(address, "UDP"))?;
+        address = socket.local_addr().map_err(failed(address, "UDP"))?;
+        pair.0 = Some(socket);
     }
-    Ok((actual, pairs))
+    if scheme.has_tcp() {
+        let socket = tcp(address, reuse_port).map_err(failed(address, "TCP"))?;
+        address = socket.local_addr().map_err(failed(address, "TCP"))?;
+        pair.1 = Some(socket);
+    }
+    Ok((address, pair))
 }
 
 fn udp(address: SocketAddr, reuse_port: bool) -> io::Result<UdpSocket> {

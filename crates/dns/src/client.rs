@@ -1,38 +1,42 @@
-//! Clients' streams: pipelined queries, answers out of order (RFC 7766 §6.2.1.1, §7), nobody waits for a slow reader.
+//! Clients' streams, TCP and TLS: pipelined queries, answers out of order (RFC 7766 §6.2.1.1, §7; RFC 7858 §3.3),
+//! nobody waits for a slow reader.
 
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::sys::{self, TcpOptions};
 use forebay_dns_core::forwarder::{Client, Handled};
+use rustls::{ServerConfig, ServerConnection};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::mail::{ClientOut, STREAM_BACKLOG_BYTES, StreamOut};
+use crate::places::Place;
+use crate::settings::Scheme;
+use crate::stream::Stream;
 use crate::worker::{Shell, State};
-
-/// How much is read from a stream at once, in bytes.
-const READ_BYTES: usize = 16 << 10;
 
 /// How long accepting rests after the kernel had no descriptor: trying again at once would only burn the core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Takes clients' connections until the worker stops.
-pub(crate) async fn accept(shell: Rc<Shell>, listener: TcpListener) {
+/// Takes clients' connections until the worker stops. `listen` is the listener's place in the configuration.
+pub(crate) async fn accept(shell: Rc<Shell>, listener: TcpListener, listen: usize) {
     while !shell.is_draining() {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = shell.stop.notified() => continue,
         };
         match accepted {
-            Ok((stream, peer)) if shell.clients.try_take() => {
-                tokio::task::spawn_local(serve(Rc::clone(&shell), stream, peer));
-            }
-            // Closing is the answer that costs least: the client tries again or goes elsewhere.
-            Ok(_) => shell.clients_rejected.set(shell.clients_rejected.get() + 1),
+            Ok((socket, peer)) => match shell.clients.take(peer.ip()) {
+                Some(place) => {
+                    tokio::task::spawn_local(serve(Rc::clone(&shell), socket, peer, listen, place));
+                }
+                None => shell.reject(),
+            },
             Err(error) => {
                 tracing::warn!(%error, "a client's connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -41,17 +45,55 @@ pub(crate) async fn accept(shell: Rc<Shell>, listener: TcpListener) {
     }
 }
 
-async fn serve(shell: Rc<Shell>, stream: TcpStream, peer: SocketAddr) {
-    let connection = shell.next_connection();
+async fn serve(shell: Rc<Shell>, socket: TcpStream, peer: SocketAddr, listen: usize, _place: Place) {
     // A peer that has gone already shows on the first read.
-    let _ = sys::socket::apply_tcp_options(&stream, &TcpOptions::default());
+    let _ = sys::socket::apply_tcp_options(&socket, &TcpOptions::default());
+    let stream = match (shell.config.listen[listen].scheme, &shell.tls) {
+        (Scheme::Tls, Some(tls)) => match shake(&shell, socket, Arc::clone(&tls.dot)).await {
+            Some(stream) => stream,
+            None => return,
+        },
+        (Scheme::Https, _) => return,
+        _ => Stream::plain(socket),
+    };
+    let connection = shell.next_connection();
     let (stream, wake) = (Rc::new(stream), Rc::new(Notify::new()));
     let out = StreamOut::new(Rc::clone(&stream), Rc::clone(&wake));
     let client = ClientOut { out, peer, in_flight: 0, paused: false };
     shell.state.borrow_mut().mail.clients.insert(connection, client);
     converse(&shell, connection, &stream, &wake).await;
     shell.state.borrow_mut().mail.clients.remove(&connection);
-    shell.clients.give();
+}
+
+/// Shakes hands with a client, in bounded time and number. `None` when that failed: then it has been counted.
+async fn shake(shell: &Rc<Shell>, socket: TcpStream, config: Arc<ServerConfig>) -> Option<Stream> {
+    let Some(_handshake) = shell.begin_handshake() else {
+        shell.reject();
+        return None;
+    };
+    let shaken = async {
+        let stream = Stream::encrypted(socket, ServerConnection::new(config).map_err(io::Error::other)?);
+        stream.handshake().await.map(|kind| (stream, kind))
+    };
+    let result = tokio::time::timeout(shell.config.clients.handshake_timeout.0, shaken).await;
+    let mut counts = shell.handshakes.get();
+    let stream = match result {
+        Ok(Ok((stream, kind))) => {
+            counts.note(kind);
+            Some(stream)
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a client's TLS handshake failed");
+            counts.failed += 1;
+            None
+        }
+        Err(_) => {
+            counts.failed += 1;
+            None
+        }
+    };
+    shell.handshakes.set(counts);
+    stream
 }
 
 /// What a client's task waits for.
@@ -61,7 +103,7 @@ struct Wants {
     idle: bool,
 }
 
-async fn converse(shell: &Rc<Shell>, connection: u64, stream: &TcpStream, wake: &Notify) {
+async fn converse(shell: &Rc<Shell>, connection: u64, stream: &Stream, wake: &Notify) {
     let idle_timeout = shell.config.clients.idle_timeout.0;
     let mut frames = Frames::new();
     let mut ended = false;
@@ -116,7 +158,7 @@ enum Progress {
 fn exchange(
     shell: &Shell,
     connection: u64,
-    stream: &TcpStream,
+    stream: &Stream,
     frames: &mut Frames,
     ready: tokio::io::Ready,
 ) -> io::Result<Progress> {
@@ -124,9 +166,9 @@ fn exchange(
     if ready.is_writable()
         && let Some(client) = shell.state.borrow_mut().mail.clients.get_mut(&connection)
     {
-        let before = client.out.backlog();
+        let before = stream.sent();
         client.out.flush()?;
-        if client.out.backlog() < before {
+        if stream.sent() > before {
             progress = Progress::Some;
         }
     }
@@ -176,8 +218,8 @@ fn take_queries(shell: &Rc<Shell>, connection: u64, frames: &mut Frames, ended: 
     }
     Some(Wants {
         read: !client.paused && !ended,
-        write: client.out.backlog() > 0,
-        idle: client.in_flight == 0 && client.out.backlog() == 0,
+        write: client.out.waits(),
+        idle: client.in_flight == 0 && !client.out.waits(),
     })
 }
 
@@ -193,11 +235,10 @@ impl Frames {
     }
 
     /// Reads what is there. Zero means that the peer will send nothing more.
-    pub(crate) fn read(&mut self, stream: &TcpStream) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, stream: &Stream) -> io::Result<usize> {
         self.buffer.drain(..self.start);
         self.start = 0;
-        self.buffer.reserve(READ_BYTES);
-        stream.try_read_buf(&mut self.buffer)
+        stream.read(&mut self.buffer)
     }
 
     /// Whether a whole message is there.

@@ -15,8 +15,11 @@ mod client;
 mod link;
 mod log;
 mod mail;
+mod places;
 mod settings;
 mod stats;
+mod stream;
+mod tls;
 mod worker;
 
 use std::fmt;
@@ -30,11 +33,14 @@ use forebay_core::{Budget, Instant, Ledger, Permits};
 use forebay_dns_core::wire::HashSeed;
 use tokio::sync::{mpsc, oneshot};
 
+use self::places::Places;
 pub use self::settings::{
-    CacheSettings, ClientSettings, DnsConfig, PoolMode, SafetySettings, Settings, SettingsError,
-    StrategyName, StrategySettings, StreamSettings, Transport, UdpSettings, UpstreamAddress, parse_address,
+    CacheSettings, ClientSettings, DnsConfig, Host, ListenAddress, PoolMode, SafetySettings, Scheme,
+    Settings, SettingsError, StrategyName, StrategySettings, StreamSettings, TlsSettings, Transport,
+    UdpSettings, UpstreamAddress, parse_address,
 };
-pub use self::stats::{CacheStats, LatencyStats, PoolStats, Stats};
+pub use self::stats::{CacheStats, HandshakeStats, LatencyStats, PoolStats, Stats};
+use self::tls::ServerConfigs;
 use self::worker::{Command, WorkerSeed};
 
 /// Descriptors that the pools leave to listeners, clients, logs and whatever else the process does.
@@ -43,9 +49,11 @@ const DESCRIPTORS_RESERVED: u64 = 512;
 /// A running DNS server. Dropping it ends it at once, without draining.
 #[derive(Debug)]
 pub struct Server {
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<ListenAddress>,
     workers: Vec<Worker>,
     handle: Handle,
+    /// Looks after the certificate until its other end is dropped.
+    watch: Option<std::sync::mpsc::Sender<()>>,
 }
 
 #[derive(Debug)]
@@ -71,11 +79,15 @@ pub fn start(config: DnsConfig) -> Result<Server, StartError> {
     let config = Arc::new(config);
     let listeners = bind::bind_all(&config.listen, config.workers)?;
     let addresses = listeners.addresses;
+    let tls = config.certificates.as_ref().map(ServerConfigs::new).transpose();
+    let tls = tls.map_err(|error| StartError::Tls { error })?;
+    let watch = config.certificates.clone().map(watch).transpose()?;
     let seed = WorkerSeed {
         config: Arc::clone(&config),
         hash_seed: HashSeed::from_bytes(random()?),
         permits: permits(&config),
-        clients: Arc::new(Ledger::limit(config.clients.connections_max)),
+        clients: Arc::new(Places::new(config.clients.connections_max, config.clients.connections_per_client)),
+        tls,
     };
     let mut workers = Vec::new();
     for (index, sockets) in listeners.workers.into_iter().enumerate() {
@@ -97,12 +109,13 @@ pub fn start(config: DnsConfig) -> Result<Server, StartError> {
         config,
         started: sys::now(),
     };
-    Ok(Server { addresses, workers, handle })
+    Ok(Server { addresses, workers, handle, watch })
 }
 
 impl Server {
-    /// Returns the addresses that it listens on, UDP and TCP both; where port 0 was asked for, the one that was given.
-    pub fn local_addrs(&self) -> &[SocketAddr] {
+    /// Returns what it listens on, in the order of the configuration; where port 0 was asked for, with the one that was
+    /// given.
+    pub fn local_addrs(&self) -> &[ListenAddress] {
         &self.addresses
     }
 
@@ -131,6 +144,7 @@ impl Server {
     }
 
     fn join(&mut self) {
+        self.watch = None;
         for worker in &mut self.workers {
             if let Some(thread) = worker.thread.take()
                 && thread.join().is_err()
@@ -200,6 +214,11 @@ pub enum StartError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// The encrypted listeners could not be set up.
+    Tls {
+        /// What rustls said.
+        error: rustls::Error,
+    },
     /// The system gave no random bytes, without which message ids could be guessed.
     Random,
 }
@@ -221,6 +240,7 @@ impl fmt::Display for StartError {
                 write!(f, "cannot listen on {address} ({protocol}): {error}; {remedy}")
             }
             Self::Thread { error } => write!(f, "cannot start a worker: {error}"),
+            Self::Tls { error } => write!(f, "cannot set up TLS for the listeners: {error}"),
             Self::Random => f.write_str("the system gives no random bytes"),
         }
     }
@@ -230,9 +250,20 @@ impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Bind { error, .. } | Self::Thread { error } => Some(error),
+            Self::Tls { error } => Some(error),
             Self::Random => None,
         }
     }
+}
+
+/// Looks after the certificate until the returned end is dropped. Not on a worker: a disk may take its time.
+fn watch(certificates: Arc<tls::Certificates>) -> Result<std::sync::mpsc::Sender<()>, StartError> {
+    let (alive, end) = std::sync::mpsc::channel();
+    std::thread::Builder::new()
+        .name("dns-certificate".to_owned())
+        .spawn(move || tls::watch(&certificates, &end))
+        .map(|_| alive)
+        .map_err(|error| StartError::Thread { error })
 }
 
 fn random<const N: usize>() -> Result<[u8; N], StartError> {

@@ -4,18 +4,23 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::blame::cause_of;
 use forebay::sys::{self, TcpOptions, UdpOptions};
 use forebay_core::{Cause, Instant, SlotId};
 use forebay_dns_core::forwarder::Carrier;
+use rustls::{ClientConnection, HandshakeKind};
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Notify;
 
 use crate::client::Frames;
 use crate::mail::{LinkIo, LinkOut, StreamOut};
+use crate::settings::UpstreamAddress;
+use crate::stream::Stream;
+use crate::tls::remedy;
 use crate::worker::{Shell, State};
 
 /// Receive buffer of an upstream socket, in bytes: answers to all the queries that fit on one.
@@ -45,11 +50,11 @@ pub(crate) fn dial(
     carrier: Carrier,
     timeout: Duration,
 ) {
-    let remote = shell.config.upstreams()[usize::from(endpoint)].address;
     let ended = Ended { shell: Rc::downgrade(shell), slot };
     match carrier {
         Carrier::Datagram => {
-            let result = open_datagram(remote).map(|socket| {
+            let remote = remote(&shell.config.upstreams()[usize::from(endpoint)]);
+            let result = remote.and_then(open_datagram).map(|socket| {
                 let reader = read_datagrams(ended, Rc::clone(shell), slot, Rc::clone(&socket));
                 let task = tokio::task::spawn_local(reader).abort_handle();
                 state.mail.links.insert(slot, task, LinkIo::Datagram(socket));
@@ -58,7 +63,7 @@ pub(crate) fn dial(
             state.forwarder.handle_dialed(now, slot, result, &mut state.mail);
         }
         Carrier::Stream => {
-            let task = tokio::task::spawn_local(run_stream(ended, Rc::clone(shell), slot, remote, timeout));
+            let task = tokio::task::spawn_local(run_stream(ended, Rc::clone(shell), slot, endpoint, timeout));
             state.mail.links.insert(slot, task.abort_handle(), LinkIo::Dialing);
         }
     }
@@ -109,8 +114,8 @@ async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: R
     }
 }
 
-async fn run_stream(_ended: Ended, shell: Rc<Shell>, slot: SlotId, remote: SocketAddr, timeout: Duration) {
-    let dialed = match tokio::time::timeout(timeout, connect(remote)).await {
+async fn run_stream(_ended: Ended, shell: Rc<Shell>, slot: SlotId, endpoint: u16, timeout: Duration) {
+    let dialed = match tokio::time::timeout(timeout, connect(&shell, endpoint)).await {
         Ok(Ok(stream)) => Ok(Rc::new(stream)),
         Ok(Err(error)) => Err(cause_of(&error)),
         Err(_) => Err(Cause::Timeout),
@@ -144,21 +149,54 @@ async fn run_stream(_ended: Ended, shell: Rc<Shell>, slot: SlotId, remote: Socke
     shell.settle();
 }
 
-async fn connect(remote: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(shell: &Shell, endpoint: u16) -> io::Result<Stream> {
+    let upstream = &shell.config.upstreams()[usize::from(endpoint)];
+    let socket = connect_tcp(remote(upstream)?).await?;
+    let Some(target) = shell.config.trust.target(upstream) else { return Ok(Stream::plain(socket)) };
+    let connection = ClientConnection::new(Arc::clone(&target.config), target.name.clone());
+    let stream = Stream::encrypted(socket, connection.map_err(io::Error::other)?);
+    let result = stream.handshake().await;
+    note_handshake(shell, endpoint, &result);
+    result.map(|_| stream)
+}
+
+async fn connect_tcp(remote: SocketAddr) -> io::Result<TcpStream> {
     let socket = sys::tcp_socket(remote, None, &TcpOptions::default())?;
     TcpSocket::from_std_stream(socket).connect(remote).await
 }
 
+fn remote(upstream: &UpstreamAddress) -> io::Result<SocketAddr> {
+    let unknown = || io::Error::new(io::ErrorKind::HostUnreachable, "its address is not known");
+    upstream.addresses().next().ok_or_else(unknown)
+}
+
+/// Counts a handshake with an upstream. One that the upstream's certificate spoils is told in the log, with what can be
+/// done: nothing else says more than that TLS failed.
+fn note_handshake(shell: &Shell, endpoint: u16, result: &io::Result<Option<HandshakeKind>>) {
+    let mut counts = shell.upstream_handshakes.get();
+    match result {
+        Ok(kind) => counts.note(*kind),
+        Err(error) => {
+            counts.failed += 1;
+            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            if let Some(inner) = inner
+                && shell.may_complain(endpoint, inner)
+            {
+                let upstream = &shell.config.upstreams()[usize::from(endpoint)];
+                tracing::warn!(%upstream, reason = %inner, remedy = remedy(inner), "TLS with an upstream failed");
+            }
+        }
+    }
+    shell.upstream_handshakes.set(counts);
+}
+
 /// Reads answers, and writes what could not be written at once, until the connection ends. Returns why; `None` when
 /// the upstream closed it.
-async fn carry(shell: &Rc<Shell>, slot: SlotId, stream: &TcpStream, wake: &Notify) -> Option<Cause> {
+async fn carry(shell: &Rc<Shell>, slot: SlotId, stream: &Stream, wake: &Notify) -> Option<Cause> {
     let mut frames = Frames::new();
     loop {
-        let interest = if backlog(shell, slot) > 0 {
-            Interest::READABLE | Interest::WRITABLE
-        } else {
-            Interest::READABLE
-        };
+        let interest =
+            if waits(shell, slot) { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         let ready = tokio::select! {
             ready = stream.ready(interest) => ready,
             () = wake.notified() => continue,
@@ -192,9 +230,9 @@ async fn carry(shell: &Rc<Shell>, slot: SlotId, stream: &TcpStream, wake: &Notif
     }
 }
 
-fn backlog(shell: &Shell, slot: SlotId) -> usize {
+fn waits(shell: &Shell, slot: SlotId) -> bool {
     match shell.state.borrow_mut().mail.links.get_mut(slot) {
-        Some(LinkOut { io: LinkIo::Stream(out), .. }) => out.backlog(),
-        _ => 0,
+        Some(LinkOut { io: LinkIo::Stream(out), .. }) => out.waits(),
+        _ => false,
     }
 }

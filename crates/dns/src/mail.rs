@@ -12,9 +12,11 @@ use forebay::sys::udp::MESSAGES_MAX;
 use forebay_core::{Cause, SlotId};
 use forebay_dns_core::forwarder::{Client, Outbox};
 use socket2::SockRef;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+
+use crate::stream::Stream;
 
 /// Room of a batch of replies, in bytes: 64 usual ones. It grows once if they are large.
 const BATCH_BYTES: usize = 64 * 512;
@@ -32,7 +34,7 @@ pub(crate) struct UdpOut {
 
 /// A stream's way out: what the socket has not taken yet.
 pub(crate) struct StreamOut {
-    pub(crate) stream: Rc<TcpStream>,
+    stream: Rc<Stream>,
     buffer: Vec<u8>,
     written: usize,
     dirty: bool,
@@ -41,13 +43,18 @@ pub(crate) struct StreamOut {
 }
 
 impl StreamOut {
-    pub(crate) fn new(stream: Rc<TcpStream>, wake: Rc<Notify>) -> Self {
+    pub(crate) fn new(stream: Rc<Stream>, wake: Rc<Notify>) -> Self {
         Self { stream, buffer: Vec::new(), written: 0, dirty: false, wake }
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait; those not counted that are encrypted already.
     pub(crate) const fn backlog(&self) -> usize {
         self.buffer.len() - self.written
+    }
+
+    /// Whether anything waits for the socket.
+    pub(crate) fn waits(&self) -> bool {
+        self.backlog() > 0 || self.stream.wants_write()
     }
 
     /// Adds a message with its length before it, as one piece (RFC 7766 §8).
@@ -65,7 +72,7 @@ impl StreamOut {
     /// Writes what the socket takes now.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         while self.written < self.buffer.len() {
-            match self.stream.try_write(&self.buffer[self.written..]) {
+            match self.stream.write(&self.buffer[self.written..]) {
                 Ok(n) => self.written += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
@@ -73,7 +80,7 @@ impl StreamOut {
         }
         self.buffer.clear();
         self.written = 0;
-        Ok(())
+        self.stream.flush()
     }
 }
 
@@ -177,7 +184,7 @@ impl Mail {
             client.out.dirty = false;
             // An error shows again when its task reads.
             let failed = client.out.flush().is_err();
-            if failed || client.paused || client.out.backlog() > 0 || client.in_flight == 0 {
+            if failed || client.paused || client.out.waits() || client.in_flight == 0 {
                 client.out.wake.notify_one();
             }
         }
@@ -185,7 +192,7 @@ impl Mail {
             let Some(LinkOut { io: LinkIo::Stream(out), .. }) = self.links.get_mut(slot) else { continue };
             out.dirty = false;
             match out.flush() {
-                Ok(()) if out.backlog() > 0 => out.wake.notify_one(),
+                Ok(()) if out.waits() => out.wake.notify_one(),
                 Ok(()) => {}
                 Err(error) => self.broken.push((slot, cause_of(&error))),
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use forebay_core::{AcquireOutcome, BreakerState, Counters, Histogram, Snapshot};
 use forebay_dns_core::cache::CacheCounters;
 use forebay_dns_core::forwarder::{Carrier, ForwarderCounters};
+use rustls::HandshakeKind;
 use serde::Serialize;
 
 use crate::settings::DnsConfig;
@@ -21,6 +22,8 @@ pub(crate) struct WorkerStats {
     pub(crate) entropy: Vec<(u16, f64)>,
     pub(crate) client_connections: usize,
     pub(crate) clients_rejected: u64,
+    pub(crate) client_handshakes: HandshakeStats,
+    pub(crate) upstream_handshakes: HandshakeStats,
     pub(crate) datagrams_dropped: u64,
 }
 
@@ -41,15 +44,50 @@ pub struct Stats {
     pub questions: usize,
     /// Clients that wait for them.
     pub waiting: usize,
-    /// Clients' TCP connections.
+    /// Clients' connections.
     pub client_connections: usize,
-    /// Clients' TCP connections closed at once because there were too many.
+    /// Clients' connections closed at once because there were too many.
     pub clients_rejected: u64,
+    /// TLS handshakes with clients.
+    pub client_handshakes: HandshakeStats,
+    /// TLS handshakes with upstreams.
+    pub upstream_handshakes: HandshakeStats,
+    /// When the certificate of the encrypted listeners expires, in seconds since 1970; `None` if there is none.
+    pub certificate_expires: Option<i64>,
     /// Datagrams that the kernel did not take.
     pub datagrams_dropped: u64,
     /// The pools, in the order of the configuration.
     pub pools: Vec<PoolStats>,
     names: Vec<String>,
+}
+
+/// How TLS handshakes ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HandshakeStats {
+    /// In a new session.
+    pub full: u64,
+    /// In one that was resumed: cheaper for both.
+    pub resumed: u64,
+    /// In a failure, that of time included.
+    pub failed: u64,
+}
+
+impl HandshakeStats {
+    /// Counts one that has worked.
+    pub(crate) fn note(&mut self, kind: Option<HandshakeKind>) {
+        match kind {
+            Some(HandshakeKind::Resumed) => self.resumed += 1,
+            Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) => self.full += 1,
+            // No handshake at all.
+            None => {}
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.full += other.full;
+        self.resumed += other.resumed;
+        self.failed += other.failed;
+    }
 }
 
 /// Figures of the message cache.
@@ -135,6 +173,12 @@ impl Stats {
             waiting: 0,
             client_connections: 0,
             clients_rejected: 0,
+            client_handshakes: HandshakeStats::default(),
+            upstream_handshakes: HandshakeStats::default(),
+            certificate_expires: config
+                .certificates
+                .as_ref()
+                .and_then(|certificates| certificates.not_after()),
             datagrams_dropped: 0,
             pools: Vec::new(),
             names: config.upstreams().iter().map(ToString::to_string).collect(),
@@ -156,6 +200,8 @@ impl Stats {
         self.waiting += worker.waiting;
         self.client_connections += worker.client_connections;
         self.clients_rejected += worker.clients_rejected;
+        self.client_handshakes.merge(&worker.client_handshakes);
+        self.upstream_handshakes.merge(&worker.upstream_handshakes);
         self.datagrams_dropped += worker.datagrams_dropped;
         for (index, carrier, snapshot) in &worker.pools {
             let transport = match carrier {

@@ -1,6 +1,7 @@
 //! One worker: a thread, a single-threaded runtime, a forwarder, and the tasks that carry bytes to and from it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use forebay::sys::udp::MESSAGES_MAX;
 use forebay::sys::{self, ConnectedRecvBatch, RecvBatch};
-use forebay_core::{Instant, Ledger, Permits, SlotId};
+use forebay_core::{Instant, Permits, SlotId};
 use forebay_dns_core::forwarder::{
     Client, Endpoint, Forwarder, ForwarderConfig, ForwarderConfigError, Link, LinkAction, Upstream,
 };
@@ -22,8 +23,10 @@ use tokio::task::LocalSet;
 use crate::bind::Sockets;
 use crate::log::Log;
 use crate::mail::Mail;
+use crate::places::Places;
 use crate::settings::{DnsConfig, Transport};
-use crate::stats::WorkerStats;
+use crate::stats::{HandshakeStats, WorkerStats};
+use crate::tls::ServerConfigs;
 use crate::{client, link};
 
 /// Room for one received datagram, in bytes: no query is longer, and no answer to what we say we take.
@@ -31,6 +34,9 @@ const DATAGRAM_BYTES: usize = 4096;
 
 /// How often a draining worker looks whether everything is answered.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
+
+/// How often the log hears of the same trouble with the same upstream.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Batches that are read before other tasks of the worker get their turn.
 const BATCHES_IN_A_ROW: u32 = 4;
@@ -42,7 +48,9 @@ pub(crate) struct WorkerSeed {
     pub(crate) hash_seed: HashSeed,
     pub(crate) permits: Vec<(Permits, Permits)>,
     /// Clients' connections, over all workers.
-    pub(crate) clients: Arc<Ledger>,
+    pub(crate) clients: Arc<Places>,
+    /// What encrypted listeners answer a handshake with.
+    pub(crate) tls: Option<ServerConfigs>,
 }
 
 /// What a worker can be told.
@@ -85,7 +93,7 @@ fn forwarder_config(
             config: forebay_core::Config {
                 connections_min: match address.transport {
                     Transport::Udp => 0,
-                    Transport::Tcp => config.stream.connections_min,
+                    Transport::Tcp | Transport::Tls | Transport::Https => config.stream.connections_min,
                 },
                 ..config.stream
             },
@@ -115,7 +123,8 @@ fn forwarder_config(
 pub(crate) struct Shell {
     pub(crate) config: Arc<DnsConfig>,
     pub(crate) state: RefCell<State>,
-    pub(crate) clients: Arc<Ledger>,
+    pub(crate) clients: Arc<Places>,
+    pub(crate) tls: Option<ServerConfigs>,
     /// Wakes the task that keeps time, when something is due earlier or a connection's task has ended.
     wake: Notify,
     /// Connections whose sockets are closed, to be told to the forwarder.
@@ -124,7 +133,22 @@ pub(crate) struct Shell {
     draining: Cell<bool>,
     /// Woken when the listeners must stop.
     pub(crate) stop: Notify,
-    pub(crate) clients_rejected: Cell<u64>,
+    clients_rejected: Cell<u64>,
+    /// TLS handshakes with clients under way.
+    shaking: Rc<Cell<u32>>,
+    pub(crate) handshakes: Cell<HandshakeStats>,
+    pub(crate) upstream_handshakes: Cell<HandshakeStats>,
+    /// What was last said in the log about TLS with each endpoint, and when.
+    complaints: RefCell<HashMap<u16, (rustls::Error, Instant)>>,
+}
+
+/// A TLS handshake with a client that is under way: counted until it is dropped.
+pub(crate) struct Handshake(Rc<Cell<u32>>);
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 pub(crate) struct State {
@@ -166,7 +190,7 @@ pub(crate) fn run(
     let tasks = LocalSet::new();
     tasks.block_on(&runtime, async move {
         match Shell::new(seed, random_seed, &sockets) {
-            Ok((shell, udp)) => match shell.listen(udp, sockets.tcp) {
+            Ok((shell, udp)) => match shell.listen(udp, sockets.streams) {
                 Ok(()) => {
                     let _ = ready.send(Ok(()));
                     shell.obey(inbox).await;
@@ -203,24 +227,33 @@ impl Shell {
             config: seed.config,
             state: RefCell::new(state),
             clients: seed.clients,
+            tls: seed.tls,
             wake: Notify::new(),
             ended: RefCell::default(),
             next_connection: Cell::new(0),
             draining: Cell::new(false),
             stop: Notify::new(),
             clients_rejected: Cell::new(0),
+            shaking: Rc::default(),
+            handshakes: Cell::default(),
+            upstream_handshakes: Cell::default(),
+            complaints: RefCell::default(),
         };
         Ok((Rc::new(shell), udp))
     }
 
-    fn listen(self: &Rc<Self>, udp: Vec<Rc<UdpSocket>>, tcp: Vec<std::net::TcpListener>) -> io::Result<()> {
+    fn listen(
+        self: &Rc<Self>,
+        udp: Vec<Rc<UdpSocket>>,
+        streams: Vec<(usize, std::net::TcpListener)>,
+    ) -> io::Result<()> {
         tokio::task::spawn_local(Rc::clone(self).keep_time());
         for (index, socket) in udp.into_iter().enumerate() {
             tokio::task::spawn_local(Rc::clone(self).serve_udp(index as u16, socket));
         }
-        for listener in tcp {
+        for (listen, listener) in streams {
             let listener = TcpListener::from_std(listener)?;
-            tokio::task::spawn_local(client::accept(Rc::clone(self), listener));
+            tokio::task::spawn_local(client::accept(Rc::clone(self), listener, listen));
         }
         // Sockets that are kept warm are made before the first query comes.
         self.settle();
@@ -282,6 +315,8 @@ impl Shell {
             entropy: state.forwarder.entropy().collect(),
             client_connections: state.mail.clients.len(),
             clients_rejected: self.clients_rejected.get(),
+            client_handshakes: self.handshakes.get(),
+            upstream_handshakes: self.upstream_handshakes.get(),
             datagrams_dropped: state.mail.dropped,
         }
     }
@@ -411,6 +446,37 @@ impl Shell {
         let number = self.next_connection.get();
         self.next_connection.set(number + 1);
         number
+    }
+
+    /// Counts a client's connection that was closed because there were too many.
+    pub(crate) fn reject(&self) {
+        // Closing is the answer that costs least: the client tries again or goes elsewhere.
+        self.clients_rejected.set(self.clients_rejected.get() + 1);
+    }
+
+    /// Begins a handshake with a client, unless too many are under way.
+    pub(crate) fn begin_handshake(&self) -> Option<Handshake> {
+        let shaking = self.shaking.get();
+        (shaking < self.config.clients.handshakes_max).then(|| {
+            self.shaking.set(shaking + 1);
+            Handshake(Rc::clone(&self.shaking))
+        })
+    }
+
+    /// Whether the log should hear of this failure: not if it has just heard of the same.
+    pub(crate) fn may_complain(&self, endpoint: u16, error: &rustls::Error) -> bool {
+        let now = sys::now();
+        let mut complaints = self.complaints.borrow_mut();
+        let recent = |(last, at): &(rustls::Error, Instant)| {
+            // What differs by time alone is the same.
+            std::mem::discriminant(last) == std::mem::discriminant(error)
+                && now.saturating_duration_since(*at) < COMPLAIN_EVERY
+        };
+        if complaints.get(&endpoint).is_some_and(recent) {
+            return false;
+        }
+        complaints.insert(endpoint, (error.clone(), now));
+        true
     }
 
     pub(crate) fn is_draining(&self) -> bool {

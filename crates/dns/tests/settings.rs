@@ -53,7 +53,8 @@ fn listen_names_every_address() {
     let server = run(&Settings { listen: two, ..settings(&[&upstream]) });
     let addresses = server.server.as_ref().expect("it runs").local_addrs().to_vec();
     assert_eq!(addresses.len(), 2);
-    for address in addresses {
+    for listen in addresses {
+        let address = listen.address;
         assert_eq!(rcode(&Udp::to(address).ask("a.test")), 0);
         let mut stream = Tcp::to(address);
         stream.send(&query(1, "a.test", 1, None));

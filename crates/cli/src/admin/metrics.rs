@@ -351,15 +351,44 @@ const FAMILIES: &[Family] = &[
         name: "forebay_dns_client_connections",
         kind: Kind::Gauge,
         labels: &[],
-        help: "Clients' TCP connections.",
+        help: "Clients' connections, over TCP, TLS and HTTPS.",
         read: |scrape, samples| samples.put(&[], scrape.stats.client_connections),
     },
     Family {
         name: "forebay_dns_clients_rejected_total",
         kind: Kind::Counter,
         labels: &[],
-        help: "Clients' TCP connections closed at once because clients.connections_max was reached.",
+        help: "Clients' connections closed at once because clients.connections_max, connections_per_client or \
+               handshakes_max was reached.",
         read: |scrape, samples| samples.put(&[], scrape.stats.clients_rejected),
+    },
+    Family {
+        name: "forebay_dns_tls_handshakes_total",
+        kind: Kind::Counter,
+        labels: &["side", "result"],
+        help: "TLS handshakes, by side (`client`: clients with us; `upstream`: we with upstreams) and by result (`full`; \
+               `resumed`, which is cheaper; `failed`).",
+        read: |scrape, samples| {
+            let stats = &scrape.stats;
+            for (side, handshakes) in
+                [("client", stats.client_handshakes), ("upstream", stats.upstream_handshakes)]
+            {
+                samples.put(&[side, "full"], handshakes.full);
+                samples.put(&[side, "resumed"], handshakes.resumed);
+                samples.put(&[side, "failed"], handshakes.failed);
+            }
+        },
+    },
+    Family {
+        name: "forebay_dns_certificate_expires_seconds",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "When the certificate of the encrypted listeners expires, in seconds since 1970; absent without one.",
+        read: |scrape, samples| {
+            if let Some(expires) = scrape.stats.certificate_expires {
+                samples.put(&[], expires);
+            }
+        },
     },
     Family {
         name: "forebay_dns_datagrams_dropped_total",

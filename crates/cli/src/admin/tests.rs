@@ -25,7 +25,7 @@ fn server() -> (Responder, Server) {
         let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 3];
         query.extend_from_slice(name);
         query.extend_from_slice(&[0, 0, 1, 0, 1]);
-        client.send_to(&query, server.local_addrs()[0]).unwrap();
+        client.send_to(&query, server.local_addrs()[0].address).unwrap();
         let mut reply = [0; 512];
         assert!(client.recv(&mut reply).unwrap() > query.len());
     }

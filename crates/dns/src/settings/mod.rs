@@ -3,15 +3,18 @@
 mod address;
 mod cache;
 mod clients;
+mod listen;
 mod pools;
 mod safety;
 mod strategies;
+mod tls;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::units::Span;
@@ -20,22 +23,30 @@ use forebay_dns_core::forwarder::{SafetyConfig, Strategy, StrategyConfig};
 use serde::{Deserialize, Serialize};
 
 use self::address::upstreams;
-pub use self::address::{Transport, UpstreamAddress, parse_address};
+pub use self::address::{Host, Transport, UpstreamAddress, parse_address};
 pub use self::cache::CacheSettings;
 pub(crate) use self::cache::CacheShare;
 pub use self::clients::ClientSettings;
+use self::listen::listen;
+pub use self::listen::{ListenAddress, Scheme};
 pub use self::pools::{StreamSettings, UdpSettings};
 use self::pools::{stream_pool, udp_pool};
 pub use self::safety::SafetySettings;
 pub use self::strategies::{StrategyName, StrategySettings};
+pub use self::tls::TlsSettings;
+use crate::tls::{Certificates, Trust};
 
 /// The `[dns]` table of a configuration, every key optional.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Addresses to listen on, UDP and TCP both. Default `["127.0.0.1:5300"]`.
+    /// Addresses to listen on: a bare one takes UDP and TCP both, as `udp+tcp://` does; `udp://` and `tcp://` take one
+    /// of them, `tls://` is DNS over TLS (port 853), `https://` DNS over HTTPS (port 443, path `/dns-query` unless
+    /// another follows). Default `["127.0.0.1:5300"]`.
     pub listen: Vec<String>,
-    /// Where queries go, in order: `udp://address`, `tcp://address`, or a bare address for UDP; the port is 53 unless
+    /// Where queries go, in order: `udp://address`, `tcp://address`, or a bare address for UDP, port 53 unless given;
+    /// `tls://address?name=dns.example` for DNS over TLS, port 853: `name` is for whom its certificate must be, the
+    /// address itself unless given, and `ca=/path/ca.pem` who must have signed it, one whom this machine trusts unless
     /// given. Default: this machine's own resolvers.
     pub upstreams: Vec<String>,
     /// Which upstream is asked: `sequential`, the first as long as it answers; `parallel`, several at once, of which the
@@ -65,10 +76,12 @@ pub struct Settings {
     pub udp: UdpSettings,
     /// The TCP connections to each upstream.
     pub stream: StreamSettings,
-    /// Clients' TCP connections.
+    /// Clients' connections.
     pub clients: ClientSettings,
     /// What is done against forged answers.
     pub safety: SafetySettings,
+    /// The certificate of the encrypted listeners.
+    pub tls: TlsSettings,
 }
 
 /// Whether connections to upstreams are kept.
@@ -101,6 +114,7 @@ impl Default for Settings {
             stream: StreamSettings::default(),
             clients: ClientSettings::default(),
             safety: SafetySettings::default(),
+            tls: TlsSettings::default(),
         }
     }
 }
@@ -125,7 +139,7 @@ impl std::error::Error for SettingsError {}
 /// A valid configuration of the DNS server. Made of [`Settings`] only.
 #[derive(Clone, Debug)]
 pub struct DnsConfig {
-    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) listen: Vec<ListenAddress>,
     pub(crate) upstreams: Vec<UpstreamAddress>,
     pub(crate) strategy: Strategy,
     pub(crate) strategies: StrategyConfig,
@@ -140,6 +154,8 @@ pub struct DnsConfig {
     pub(crate) stream: Config,
     pub(crate) clients: ClientSettings,
     pub(crate) safety: SafetyConfig,
+    pub(crate) certificates: Option<Arc<Certificates>>,
+    pub(crate) trust: Trust,
 }
 
 impl DnsConfig {
@@ -149,7 +165,7 @@ impl DnsConfig {
     }
 
     /// Returns where it will listen.
-    pub fn listen(&self) -> &[SocketAddr] {
+    pub fn listen(&self) -> &[ListenAddress] {
         &self.listen
     }
 
@@ -159,33 +175,19 @@ impl DnsConfig {
     }
 
     /// Makes a configuration. `system` are the machine's own resolvers, for when no upstream is named; `cores` is how
-    /// many there are.
+    /// many there are. Reads the certificates that are named.
     ///
     /// # Errors
     ///
     /// The first key whose value cannot be.
     pub fn new(settings: &Settings, system: &[IpAddr], cores: usize) -> Result<Self, SettingsError> {
         let wrong = |key: &str, problem: String| Err(SettingsError { key: key.to_owned(), problem });
-        let mut listen: Vec<SocketAddr> = Vec::new();
-        for text in &settings.listen {
-            let Some(address) = parse_address(text, 53) else {
-                return wrong(
-                    "listen",
-                    format!("`{text}` is not an address like 127.0.0.1:5300, [::1]:5300 or :53"),
-                );
-            };
-            if address.port() != 0 && listen.contains(&address) {
-                return wrong("listen", format!("{address} is listed twice"));
-            }
-            listen.push(address);
-        }
-        if listen.is_empty() {
-            return wrong(
-                "listen",
-                "is empty: name at least one address, like \"127.0.0.1:5300\"".to_owned(),
-            );
-        }
+        let listen = listen(&settings.listen)?;
         let upstreams = upstreams(settings, system, &listen)?;
+        unserved(&listen, &upstreams)?;
+        let certificates = settings.tls.load(&listen)?;
+        let trust = Trust::new(upstreams.iter())
+            .map_err(|problem| SettingsError { key: "upstreams".to_owned(), problem })?;
         if settings.workers > WORKERS_MAX {
             return wrong(
                 "workers",
@@ -210,6 +212,8 @@ impl DnsConfig {
             stream: stream_pool(settings),
             clients: settings.clients,
             safety: settings.safety.config(),
+            certificates,
+            trust,
         };
         config.validate(settings)?;
         Ok(config)
@@ -233,6 +237,8 @@ impl DnsConfig {
         }
         for (key, value) in [
             ("clients.connections_max", self.clients.connections_max),
+            ("clients.connections_per_client", self.clients.connections_per_client),
+            ("clients.handshakes_max", self.clients.handshakes_max),
             ("clients.queries_max", self.clients.queries_max),
         ] {
             if value == 0 {
@@ -242,9 +248,14 @@ impl DnsConfig {
                 });
             }
         }
-        if self.clients.idle_timeout.0 < Duration::from_millis(100) {
-            let problem = format!("{} is too short: at least 100ms", self.clients.idle_timeout);
-            return Err(SettingsError { key: "clients.idle_timeout".to_owned(), problem });
+        for (key, value) in [
+            ("clients.idle_timeout", self.clients.idle_timeout),
+            ("clients.handshake_timeout", self.clients.handshake_timeout),
+        ] {
+            if value.0 < Duration::from_millis(100) {
+                let problem = format!("{value} is too short: at least 100ms");
+                return Err(SettingsError { key: key.to_owned(), problem });
+            }
         }
         crate::worker::probe_config(self).map_err(|error| {
             use forebay_dns_core::forwarder::ForwarderConfigError::Field;
@@ -256,6 +267,21 @@ impl DnsConfig {
                 other => SettingsError { key: "dns".to_owned(), problem: other.to_string() },
             }
         })
+    }
+}
+
+/// Refuses what can be written already and is not served yet.
+fn unserved(listen: &[ListenAddress], upstreams: &[UpstreamAddress]) -> Result<(), SettingsError> {
+    let wrong = |key: &str, problem: String| Err(SettingsError { key: key.to_owned(), problem });
+    if let Some(one) = listen.iter().find(|one| one.scheme == Scheme::Https) {
+        return wrong("listen", format!("{one}: DNS over HTTPS is not served yet: use tls://"));
+    }
+    if let Some(one) = upstreams.iter().find(|one| one.transport == Transport::Https) {
+        return wrong("upstreams", format!("`{one}`: DNS over HTTPS is not spoken yet: use tls://"));
+    }
+    match upstreams.iter().find(|one| one.addresses().next().is_none()) {
+        Some(one) => wrong("upstreams", format!("`{one}` needs an address: add ?bootstrap=192.0.2.1")),
+        None => Ok(()),
     }
 }
 

@@ -26,7 +26,7 @@ pub struct UdpSettings {
     pub idle_timeout: Span,
 }
 
-/// The `[dns.stream]` table: TCP connections to one upstream address.
+/// The `[dns.stream]` table: TCP, TLS and HTTPS connections to one upstream address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StreamSettings {
@@ -38,7 +38,8 @@ pub struct StreamSettings {
     pub capacity: u32,
     /// Connections close after standing idle for so long; many servers close theirs after 10 s. Default `8s`.
     pub idle_timeout: Span,
-    /// How long a connection may take to be made. Default `2s`.
+    /// How long a connection may take to be made, its TLS handshake included; never more than half of `query_timeout`,
+    /// so that time is left to ask another. Default `2s`.
     pub dial_timeout: Span,
 }
 
@@ -102,7 +103,8 @@ pub(super) fn stream_pool(settings: &Settings) -> Config {
         connections_max: stream.connections_max,
         idle_max: stream.connections_max,
         capacity: stream.capacity,
-        dial_timeout: stream.dial_timeout.0,
+        // The other half is for another endpoint, should this one take a connection and never answer.
+        dial_timeout: stream.dial_timeout.0.min(settings.query_timeout.0 / 2),
         idle_timeout: Some(stream.idle_timeout.0),
         breaker: BREAKER,
         ..Config::default()

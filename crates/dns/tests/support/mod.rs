@@ -2,6 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod log;
+pub mod tls;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use forebay_bench::message::encode_name;
 use forebay_bench::responder::Responder;
-use forebay_dns::{DnsConfig, Server, Settings, Stats, start};
+use forebay_dns::{DnsConfig, Scheme, Server, Settings, Stats, start};
 
 /// Longer than anything here takes on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,7 +29,7 @@ pub fn settings(upstreams: &[&Responder]) -> Settings {
 pub fn run(settings: &Settings) -> Running {
     let server = start(DnsConfig::new(settings, &[], 2).expect("valid settings")).expect("a free port");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    Running { address: server.local_addrs()[0], server: Some(server), runtime }
+    Running { address: server.local_addrs()[0].address, server: Some(server), runtime }
 }
 
 pub struct Running {
@@ -36,6 +39,12 @@ pub struct Running {
 }
 
 impl Running {
+    /// The first address on which this is spoken.
+    pub fn at(&self, scheme: Scheme) -> SocketAddr {
+        let all = self.server.as_ref().expect("it runs").local_addrs();
+        all.iter().find(|one| one.scheme == scheme).expect("it was asked for").address
+    }
+
     pub fn stats(&self) -> Stats {
         let handle = self.server.as_ref().expect("it runs").handle();
         self.runtime.block_on(async move { handle.stats().await })

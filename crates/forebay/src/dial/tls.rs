@@ -95,46 +95,58 @@ impl fmt::Debug for Roots {
     }
 }
 
-/// Connects TLS streams: TLS 1.2 and 1.3, sessions resumed where the server allows it.
+/// Client configurations, one for each combination of roots and ALPN: each remembers the sessions of all names under
+/// it, so that connections which share one resume each other's.
 #[derive(Debug, Default)]
-pub struct Tls {
-    tcp: Tcp,
-    /// One for each combination; it remembers the sessions of all names.
-    configs: Mutex<HashMap<Trust, Arc<ClientConfig>>>,
-}
+pub struct ClientConfigs(Mutex<HashMap<Trust, Arc<ClientConfig>>>);
 
 /// What a configuration depends on: roots and ALPN.
 type Trust = (Roots, Vec<Vec<u8>>);
 
-impl Tls {
-    /// Makes a connector over TCP with these options.
-    pub fn new(options: TcpOptions) -> Self {
-        Self { tcp: Tcp::new(options), configs: Mutex::default() }
-    }
-
-    fn config(&self, endpoint: &TlsEndpoint) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let mut configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (endpoint.roots.clone(), endpoint.alpn.clone());
+impl ClientConfigs {
+    /// Returns the configuration for these roots and these protocols, the best first (RFC 7301); without protocols,
+    /// ALPN is not used. TLS 1.2 and 1.3, sessions resumed where the server allows it.
+    ///
+    /// # Errors
+    ///
+    /// When none of the roots can be used.
+    pub fn config(&self, roots: &Roots, alpn: &[Vec<u8>]) -> Result<Arc<ClientConfig>, rustls::Error> {
+        let mut configs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (roots.clone(), alpn.to_vec());
         if let Some(config) = configs.get(&key) {
             return Ok(Arc::clone(config));
         }
-        let mut roots = RootCertStore::empty();
-        let (added, _) = roots.add_parsable_certificates(endpoint.roots.0.iter().cloned());
+        let mut store = RootCertStore::empty();
+        let (added, _) = store.add_parsable_certificates(roots.0.iter().cloned());
         if added == 0 {
             return Err(rustls::Error::General("none of the trusted certificates can be used".to_owned()));
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
+            .with_root_certificates(store)
             .with_no_client_auth();
-        config.alpn_protocols.clone_from(&endpoint.alpn);
+        config.alpn_protocols = alpn.to_vec();
         if configs.len() >= CONFIGS_MAX {
             configs.clear();
         }
         let config = Arc::new(config);
         configs.insert(key, Arc::clone(&config));
         Ok(config)
+    }
+}
+
+/// Connects TLS streams: TLS 1.2 and 1.3, sessions resumed where the server allows it.
+#[derive(Debug, Default)]
+pub struct Tls {
+    tcp: Tcp,
+    configs: ClientConfigs,
+}
+
+impl Tls {
+    /// Makes a connector over TCP with these options.
+    pub fn new(options: TcpOptions) -> Self {
+        Self { tcp: Tcp::new(options), configs: ClientConfigs::default() }
     }
 }
 
@@ -145,7 +157,7 @@ impl Connector for Tls {
     async fn connect(&self, dial: Dial<TlsEndpoint>) -> Result<Self::Conn, DialError> {
         const HANDSHAKE: &str = "TLS handshake";
         let (endpoint, deadline) = (dial.endpoint, Instant::now() + dial.timeout);
-        let config = self.config(&endpoint).map_err(|error| {
+        let config = self.configs.config(&endpoint.roots, &endpoint.alpn).map_err(|error| {
             DialError::new(forebay_core::Cause::Internal, "TLS configuration").with_source(error)
         })?;
         let stream = self.tcp.stream(&endpoint.socket, deadline).await?;

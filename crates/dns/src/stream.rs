@@ -1,0 +1,221 @@
+//! A byte stream, plain or encrypted, of either side.
+//!
+//! Encryption is a step between two buffers of the same task: what has been collected becomes few records and one write,
+//! what is read becomes messages at once, and no other task, lock or copy stands between. rustls does it without I/O of
+//! its own; a connection belongs to one worker, so that a `RefCell` is all it takes to let readers and writers at it.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+
+use rustls::{Connection, HandshakeKind};
+use tokio::io::{Interest, Ready};
+use tokio::net::TcpStream;
+
+/// How much is read from a stream at once, in bytes.
+pub(crate) const READ_BYTES: usize = 16 << 10;
+
+/// What rustls asks the socket for at once, in bytes: who gets less has emptied it.
+const TLS_READ_BYTES: usize = 4096;
+
+/// A connected stream.
+pub(crate) struct Stream {
+    socket: TcpStream,
+    tls: Option<RefCell<Connection>>,
+    /// Bytes that the socket has taken.
+    sent: Cell<u64>,
+}
+
+impl Stream {
+    /// A stream that carries bytes as they are.
+    pub(crate) const fn plain(socket: TcpStream) -> Self {
+        Self { socket, tls: None, sent: Cell::new(0) }
+    }
+
+    /// A stream whose bytes are encrypted, once [`Stream::handshake`] is through.
+    pub(crate) fn encrypted(socket: TcpStream, connection: impl Into<Connection>) -> Self {
+        Self { socket, tls: Some(RefCell::new(connection.into())), sent: Cell::new(0) }
+    }
+
+    /// Waits until the socket is ready.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, nothing is lost.
+    pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        self.socket.ready(interest).await
+    }
+
+    /// Returns how many bytes the socket has taken: it shows whether the peer reads.
+    pub(crate) const fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
+    /// Shakes hands, if the stream is encrypted. Returns how.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, it is of no more use.
+    pub(crate) async fn handshake(&self) -> io::Result<Option<HandshakeKind>> {
+        let Some(tls) = &self.tls else { return Ok(None) };
+        loop {
+            let interest = {
+                let connection = &mut *tls.borrow_mut();
+                self.push(connection)?;
+                if !connection.is_handshaking() {
+                    return Ok(connection.handshake_kind());
+                }
+                match connection.wants_write() {
+                    true => Interest::READABLE | Interest::WRITABLE,
+                    false => Interest::READABLE,
+                }
+            };
+            self.socket.ready(interest).await?;
+            let connection = &mut *tls.borrow_mut();
+            match connection.read_tls(&mut Socket(&self.socket)) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(_) => self.process(connection)?,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes as much as goes out now, or can wait in encrypted form. Returns how much.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::WouldBlock`] when that is nothing.
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(tls) = &self.tls else {
+            let taken = self.socket.try_write(bytes)?;
+            self.sent.set(self.sent.get() + taken as u64);
+            return Ok(taken);
+        };
+        let connection = &mut *tls.borrow_mut();
+        self.push(connection)?;
+        let taken = connection.writer().write(bytes)?;
+        self.push(connection)?;
+        if taken == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+    }
+
+    /// Whether something encrypted waits for the socket.
+    pub(crate) fn wants_write(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().wants_write())
+    }
+
+    /// Writes what waits in encrypted form, as much as goes out now.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        self.tls.as_ref().map_or(Ok(()), |tls| self.push(&mut tls.borrow_mut()))
+    }
+
+    /// Appends what has come. Zero means that the peer will send nothing more.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::WouldBlock`] when nothing has come.
+    pub(crate) fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        match &self.tls {
+            None => {
+                buffer.reserve(READ_BYTES);
+                self.socket.try_read_buf(buffer)
+            }
+            Some(tls) => self.decrypt(&mut tls.borrow_mut(), buffer),
+        }
+    }
+
+    fn decrypt(&self, connection: &mut Connection, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        let before = buffer.len();
+        // What came together with the end of the handshake.
+        let mut ended = take_plain(connection, buffer)?;
+        while !ended && buffer.len() - before < READ_BYTES {
+            let came = match connection.read_tls(&mut Socket(&self.socket)) {
+                Ok(came) => came,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // What has come before is worth having; the error shows again.
+                Err(_) if buffer.len() > before => break,
+                Err(error) => return Err(error),
+            };
+            self.process(connection)?;
+            // An end without a goodbye is as good here: messages say how long they are (RFC 7858 §3.3).
+            ended = take_plain(connection, buffer)? || came == 0;
+            if came < TLS_READ_BYTES {
+                break;
+            }
+        }
+        // Tickets, new keys, a goodbye.
+        self.push(connection)?;
+        match buffer.len() - before {
+            0 if ended => Ok(0),
+            0 => Err(ErrorKind::WouldBlock.into()),
+            read => Ok(read),
+        }
+    }
+
+    /// Looks at the records that have come; what is wrong with them is told to the peer.
+    fn process(&self, connection: &mut Connection) -> io::Result<()> {
+        connection.process_new_packets().map(drop).map_err(|error| {
+            // It may be gone already.
+            let _ = self.push(connection);
+            io::Error::new(ErrorKind::InvalidData, error)
+        })
+    }
+
+    /// Writes records, as many as go out now.
+    fn push(&self, connection: &mut Connection) -> io::Result<()> {
+        while connection.wants_write() {
+            match connection.write_tls(&mut Socket(&self.socket)) {
+                Ok(taken) => self.sent.set(self.sent.get() + taken as u64),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(mut tls) = self.tls.take()
+            && !tls.get_mut().is_handshaking()
+        {
+            // Says goodbye (RFC 8446 §6.1), if the socket takes it now.
+            tls.get_mut().send_close_notify();
+            let _ = self.push(tls.get_mut());
+        }
+    }
+}
+
+/// Takes what has been decrypted. Returns whether the peer has said goodbye.
+fn take_plain(connection: &mut Connection, buffer: &mut Vec<u8>) -> io::Result<bool> {
+    let state =
+        connection.process_new_packets().map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+    let (start, length) = (buffer.len(), state.plaintext_bytes_to_read());
+    if length > 0 {
+        buffer.resize(start + length, 0);
+        connection.reader().read_exact(&mut buffer[start..])?;
+    }
+    Ok(state.peer_has_closed())
+}
+
+/// A socket as rustls wants it.
+struct Socket<'a>(&'a TcpStream);
+
+impl Read for Socket<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
+
+impl Write for Socket<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(pieces)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,295 @@
+//! DNS over TLS on both sides.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use forebay_bench::responder::{Responder, Script, expected_a};
+use forebay_dns::{ClientSettings, DnsConfig, Scheme, Settings, StreamSettings, TlsSettings};
+use rustls::{ClientConfig, HandshakeKind};
+use support::tls::{Authority, Dot, Pair, client_config};
+use support::{Running, Udp, address, id, query, rcode, run, settings};
+
+fn upstream(script: Script) -> Responder {
+    Responder::builder().script(script).spawn().expect("a free port")
+}
+
+fn span(ms: u64) -> forebay::units::Span {
+    forebay::units::Span(Duration::from_millis(ms))
+}
+
+fn tls(pair: &Pair) -> TlsSettings {
+    TlsSettings { certificate: pair.certificate.clone(), key: pair.key.clone() }
+}
+
+/// UDP and TCP on the first address, DNS over TLS on the second.
+fn dot_settings(upstream: &Responder, pair: &Pair) -> Settings {
+    Settings {
+        listen: vec!["127.0.0.1:0".to_owned(), "tls://127.0.0.1:0".to_owned()],
+        tls: tls(pair),
+        ..settings(&[upstream])
+    }
+}
+
+fn dot_address(server: &Running) -> SocketAddr {
+    server.at(Scheme::Tls)
+}
+
+/// A server with a listener for DNS over TLS, and a client's configuration that trusts it.
+fn dot_server(upstream: &Responder) -> (Authority, Running, Arc<ClientConfig>) {
+    let authority = Authority::new();
+    let pair = authority.issue("dns", &["dns.test"]);
+    let server = run(&dot_settings(upstream, &pair));
+    let config = client_config(&authority.ca(), &["dot"]);
+    (authority, server, config)
+}
+
+/// A forwarder that asks `server` over TLS, and trusts `ca`.
+fn over_tls(server: SocketAddr, ca: &Path) -> Settings {
+    let upstream = format!("tls://{server}?name=dns.test&ca={}", ca.display());
+    Settings { upstreams: vec![upstream], ..settings(&[]) }
+}
+
+#[test]
+fn a_client_is_answered_over_tls_out_of_order() {
+    let slow = ("slow.test".to_owned(), forebay_bench::responder::Verdict::Silence);
+    let upstream = upstream(Script { verdicts: vec![slow], ..Script::default() });
+    let (_authority, server, config) = dot_server(&upstream);
+    let mut client = Dot::to(dot_address(&server), &config).expect("a handshake");
+    assert_eq!(client.0.conn.alpn_protocol(), Some(&b"dot"[..]));
+    let mut messages = vec![query(1, "a.slow.test", 1, Some(1232))];
+    messages.extend((2..200).map(|n| query(n, &format!("n{n}.test"), 1, None)));
+    client.send_all(&messages);
+    let mut ids = Vec::new();
+    for _ in 2..200 {
+        let reply = client.recv().expect("a reply");
+        assert_eq!(address(&reply), expected_a(&format!("n{}.test", id(&reply))));
+        ids.push(id(&reply));
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, (2..200).collect::<Vec<u16>>(), "nobody waits for the slow one");
+    assert_eq!(rcode(&Udp::to(server.address).ask("a.test")), 0, "the plain listener is there as well");
+}
+
+#[test]
+fn a_second_connection_resumes_the_session_of_the_first() {
+    let upstream = upstream(Script::default());
+    let (_authority, server, config) = dot_server(&upstream);
+    for (round, kind) in
+        [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed].iter().enumerate()
+    {
+        let mut client = Dot::to(dot_address(&server), &config).expect("a handshake");
+        let reply = client.ask(&query(1, "a.test", 1, None));
+        assert_eq!(rcode(&reply), 0);
+        assert_eq!(client.kind(), *kind, "round {round}");
+    }
+    let stats = server.stats().client_handshakes;
+    assert_eq!((stats.full, stats.resumed, stats.failed), (1, 2, 0));
+}
+
+#[test]
+fn a_client_that_offers_no_or_another_protocol_is_served_or_told() {
+    let upstream = upstream(Script::default());
+    let (authority, server, _) = dot_server(&upstream);
+    let none = client_config(&authority.ca(), &[]);
+    let mut client = Dot::to(dot_address(&server), &none).expect("ALPN is not asked for");
+    assert_eq!(rcode(&client.ask(&query(1, "a.test", 1, None))), 0);
+    let other = client_config(&authority.ca(), &["h2"]);
+    assert!(Dot::to(dot_address(&server), &other).is_err());
+    server.until("the failure is counted", |stats| stats.client_handshakes.failed == 1);
+}
+
+#[test]
+fn queries_go_to_an_upstream_over_tls_and_sessions_are_resumed() {
+    let origin = upstream(Script::default());
+    let (authority, front, _) = dot_server(&origin);
+    let stream = StreamSettings { idle_timeout: span(100), ..StreamSettings::default() };
+    let server = run(&Settings { stream, ..over_tls(dot_address(&front), &authority.ca()) });
+    let client = Udp::to(server.address);
+    for round in 0..3 {
+        let name = format!("r{round}.test");
+        assert_eq!(address(&client.ask(&name)), expected_a(&name));
+        server.until("the connection is closed", |stats| stats.pools[0].snapshot.ready == 0);
+    }
+    let stats = server.stats();
+    assert_eq!((stats.upstream_handshakes.full, stats.upstream_handshakes.resumed), (1, 2));
+    assert_eq!(front.stats().client_handshakes, stats.upstream_handshakes);
+}
+
+#[test]
+fn a_burst_on_a_cold_upstream_dials_no_more_than_it_needs() {
+    let origin = upstream(Script { delay: Duration::from_millis(30), ..Script::default() });
+    let (authority, front, _) = dot_server(&origin);
+    let stream = StreamSettings { capacity: 64, ..StreamSettings::default() };
+    let server = run(&Settings { stream, ..over_tls(dot_address(&front), &authority.ca()) });
+    let client = Udp::to(server.address);
+    for n in 0..256 {
+        client.send(&query(n, &format!("n{n}.test"), 1, None));
+    }
+    for _ in 0..256 {
+        let reply = client.recv();
+        assert_eq!(address(&reply), expected_a(&format!("n{}.test", id(&reply))));
+    }
+    assert_eq!(server.stats().connections_made(), 4);
+}
+
+#[test]
+fn what_is_wrong_with_an_upstreams_certificate_is_said_and_is_its_fault() {
+    let origin = upstream(Script::default());
+    let (authority, other) = (Authority::new(), Authority::new());
+    let expired = authority.issue_with("expired", &["dns.test"], |params| {
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    });
+    let good = authority.issue("good", &["dns.test", "127.0.0.1"]);
+    let ca = authority.ca();
+    for (pair, parameters, said) in [
+        (&expired, format!("name=dns.test&ca={}", ca.display()), "expired"),
+        (&good, format!("name=other.test&ca={}", ca.display()), "not valid for name"),
+        (&good, format!("name=dns.test&ca={}", other.ca().display()), "UnknownIssuer"),
+    ] {
+        let front = run(&dot_settings(&origin, pair));
+        let log = support::log::Log::new();
+        let server = {
+            let upstream = format!("tls://{}?{parameters}", dot_address(&front));
+            run(&Settings { upstreams: vec![upstream], ..settings(&[]) })
+        };
+        let client = Udp::to(server.address);
+        assert_eq!(rcode(&client.ask("a.test")), 2, "{said}");
+        let stats = server.stats();
+        assert!(stats.pools[0].snapshot.counters.dial_failures(forebay_core::Cause::Tls) > 0, "{said}");
+        assert!(stats.upstream_handshakes.failed > 0 && stats.counters.failed_upstream == 1);
+        let text = log.text();
+        let own = |line: &&str| line.contains("TLS with an upstream failed") && line.contains(&parameters);
+        let lines: Vec<_> = text.lines().filter(own).collect();
+        assert_eq!(lines.len(), 1, "once, not each time: {text}");
+        assert!(lines[0].contains(said), "{text}");
+    }
+    let front = run(&dot_settings(&origin, &good));
+    let upstream = format!("tls://{}?ca={}", dot_address(&front), ca.display());
+    let server = run(&Settings { upstreams: vec![upstream], ..settings(&[]) });
+    let reply = Udp::to(server.address).ask("a.test");
+    assert_eq!(address(&reply), expected_a("a.test"), "a certificate may be for the address itself");
+}
+
+#[test]
+fn a_configuration_without_what_tls_needs_names_the_key_and_the_file() {
+    let origin = upstream(Script::default());
+    let authority = Authority::new();
+    let (pair, other) = (authority.issue("dns", &["dns.test"]), authority.issue("other", &["dns.test"]));
+    let base = dot_settings(&origin, &pair);
+    let error = |settings: &Settings| DnsConfig::new(settings, &[], 1).expect_err("impossible").to_string();
+    let with = |tls: TlsSettings| Settings { tls, ..base.clone() };
+    let missing = authority.folder.path("missing.pem");
+    for (settings, parts) in [
+        (with(TlsSettings::default()), ["listen:", "tls.certificate"]),
+        (
+            with(TlsSettings { key: pair.key.clone(), ..TlsSettings::default() }),
+            ["tls.certificate:", "missing"],
+        ),
+        (
+            with(TlsSettings { certificate: pair.certificate.clone(), ..TlsSettings::default() }),
+            ["tls.key:", "missing"],
+        ),
+        (
+            with(TlsSettings { certificate: missing.clone(), ..tls(&pair) }),
+            ["tls.certificate:", "missing.pem"],
+        ),
+        (with(TlsSettings { key: other.key.clone(), ..tls(&pair) }), ["tls.key:", "other.key"]),
+        (
+            Settings { upstreams: vec!["tls://192.0.2.1?ca=/nowhere/ca.pem".to_owned()], ..base.clone() },
+            ["upstreams:", "/nowhere/ca.pem"],
+        ),
+        (
+            Settings {
+                upstreams: vec![format!("tls://192.0.2.1?ca={}", pair.key.display())],
+                ..base.clone()
+            },
+            ["upstreams:", "no certificate in it"],
+        ),
+    ] {
+        let error = error(&settings);
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+}
+
+#[test]
+fn a_new_certificate_is_taken_and_a_broken_one_is_not() {
+    let origin = upstream(Script::default());
+    let authority = Authority::new();
+    let pair = authority.issue("dns", &["dns.test"]);
+    let log = support::log::Log::new();
+    let server = run(&dot_settings(&origin, &pair));
+    let config = || client_config(&authority.ca(), &["dot"]);
+    let serves = |name: &str| Dot::named(dot_address(&server), &config(), name).is_ok();
+    assert!(serves("dns.test") && !serves("new.test"));
+    let mut open = Dot::to(dot_address(&server), &config()).expect("a handshake");
+    authority.folder.write("dns.key", "no key");
+    let key = pair.key.display().to_string();
+    log.until(&format!("{key}: "));
+    assert!(log.text().contains("the old one stays"), "{}", log.text());
+    assert!(serves("dns.test"), "a broken pair changes nothing");
+    authority.issue("dns", &["new.test"]);
+    log.until(&format!("certificate reloaded file={}", pair.certificate.display()));
+    assert!(serves("new.test") && !serves("dns.test"));
+    assert_eq!(rcode(&open.ask(&query(1, "a.test", 1, None))), 0, "who is there already stays");
+}
+
+#[test]
+fn an_expired_certificate_is_served_and_complained_about() {
+    let origin = upstream(Script::default());
+    let authority = Authority::new();
+    let expired = authority.issue_with("dns", &["dns.test"], |params| {
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    });
+    let log = support::log::Log::new();
+    let server = run(&dot_settings(&origin, &expired));
+    log.until(&format!("refuse it file={}", expired.certificate.display()));
+    assert_eq!(server.stats().certificate_expires, Some(1_577_836_800));
+    let error = Dot::to(dot_address(&server), &client_config(&authority.ca(), &["dot"])).err();
+    assert!(error.expect("the client looks").to_string().contains("expired"));
+}
+
+#[test]
+fn a_handshake_that_stalls_costs_its_time_and_nobody_else_anything() {
+    let origin = upstream(Script::default());
+    let authority = Authority::new();
+    let pair = authority.issue("dns", &["dns.test"]);
+    let clients =
+        ClientSettings { handshake_timeout: span(300), handshakes_max: 8, ..ClientSettings::default() };
+    let server = run(&Settings { clients, ..dot_settings(&origin, &pair) });
+    let began = Instant::now();
+    let mut stalled: Vec<_> = (0..7).map(|_| support::Tcp::to(dot_address(&server))).collect();
+    let config = client_config(&authority.ca(), &["dot"]);
+    let mut client = Dot::to(dot_address(&server), &config).expect("a handshake beside them");
+    assert_eq!(rcode(&client.ask(&query(1, "a.test", 1, None))), 0);
+    assert!(began.elapsed() < Duration::from_millis(290), "{:?}", began.elapsed());
+    stalled.push(support::Tcp::to(dot_address(&server)));
+    assert!(support::Tcp::to(dot_address(&server)).recv().is_none(), "the ninth is closed at once");
+    assert!(began.elapsed() < Duration::from_millis(290), "{:?}", began.elapsed());
+    assert_eq!(server.stats().clients_rejected, 1);
+    for client in &mut stalled {
+        assert!(client.recv().is_none());
+    }
+    assert!(began.elapsed() >= Duration::from_millis(290));
+    assert_eq!(server.stats().client_handshakes.failed, 8);
+}
+
+#[test]
+fn an_upstream_that_stalls_in_the_handshake_costs_half_a_querys_time() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let stalls = format!("tls://{}?name=dns.test", listener.local_addr().expect("an address"));
+    let good = upstream(Script::default());
+    let server = run(&Settings {
+        upstreams: vec![stalls, good.addr().to_string()],
+        query_timeout: span(1200),
+        attempt_timeout: span(1100),
+        ..settings(&[])
+    });
+    let began = Instant::now();
+    assert_eq!(address(&Udp::to(server.address).ask("a.test")), expected_a("a.test"));
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(590) && took < Duration::from_millis(1000), "{took:?}");
+}
