@@ -56,6 +56,11 @@ pub struct Script {
     pub close: Close,
     /// Answers only the first query of a TCP connection, and stays silent to the others. Default: false.
     pub first_only: bool,
+    /// Answers so many queries of a TCP connection, and stays silent to the others. Default: all.
+    pub answers_max: Option<u64>,
+    /// TCP connections that are open when this script comes are never answered again, nor closed, as if a firewall had
+    /// forgotten them. Default: false.
+    pub half_open: bool,
     /// How many records an answer has: for A, the first is [`expected_a`], the others count up from it. Default: 1.
     pub records: u16,
     /// How many aliases lead to the records. Default: 0.
@@ -79,6 +84,8 @@ impl Default for Script {
             verdicts: Vec::new(),
             close: Close::Never,
             first_only: false,
+            answers_max: None,
+            half_open: false,
             records: 1,
             cnames: 0,
             ttl: 60,
@@ -130,8 +137,12 @@ pub enum Close {
     Never,
     /// At once, when it has been accepted.
     AtOnce,
+    /// At once, when it has been accepted, with a reset.
+    ResetAtOnce,
     /// After so many answers, in order.
     After(u64),
+    /// When nothing has come or gone for so long, in order; looked at every 20 ms.
+    Idle(Duration),
     /// After so many answers, with a reset; 0 resets upon the first query.
     ResetAfter(u64),
 }

@@ -403,6 +403,12 @@ impl Engine {
         self.with(now, slot.endpoint, |endpoint, cx| endpoint.handle_capacity(cx, slot, capacity));
     }
 
+    /// Holds a connection back, which may be dead: while it is held, it takes no lease beyond one. Those that are out
+    /// stay. Nothing is learnt of it for other connections.
+    pub fn hold(&mut self, now: Instant, slot: SlotId, held: bool) {
+        self.with(now, slot.endpoint, |endpoint, cx| endpoint.hold(cx, slot, held));
+    }
+
     /// The peer announced how long it lets connections stand idle; three quarters of it are used, for ten minutes.
     pub fn handle_idle_timeout(&mut self, now: Instant, id: EndpointId, announced: Duration) {
         self.with(now, id, |endpoint, cx| endpoint.learn_idle_timeout(cx.now, announced));

@@ -60,6 +60,8 @@ pub(crate) struct Slot {
     pub(crate) allowed: u32,
     /// The same within the policy.
     pub(crate) capacity: u32,
+    /// Whether it takes one lease at most for now, whatever it could carry.
+    pub(crate) held: bool,
     pub(crate) in_flight: u32,
     pub(crate) uses: u64,
     /// When its dial began, then when it was ready.
@@ -82,6 +84,7 @@ impl Slot {
         state: State::Vacant,
         allowed: 0,
         capacity: 0,
+        held: false,
         in_flight: 0,
         uses: 0,
         since: Instant::ZERO,

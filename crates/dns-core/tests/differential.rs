@@ -288,7 +288,7 @@ proptest! {
             rd: ours.asked.rd,
             cd: ours.asked.cd,
             dnssec_ok: ours.asked.dnssec_ok(),
-            udp_size: Some(1232),
+            udp_size: Some(1232), options: &[]
         });
         let sent = Message::from_vec(&out).expect("hickory reads our query");
         prop_assert_eq!(sent.metadata.id, !id);

@@ -72,5 +72,10 @@ pub(crate) fn notify(notice: Notice, endpoint: &str) {
             guesses,
             "somebody sends guessed answers in this upstream's name: its sockets are replaced, and it is asked over TCP"
         ),
+        Notice::FewAnswers { answers } => tracing::info!(
+            endpoint,
+            answers,
+            "this upstream answers only so many queries on a connection: each is used for no more, for ten minutes"
+        ),
     }
 }

@@ -30,6 +30,9 @@ const WAKE_UP: Duration = Duration::from_micros(60);
 /// … while so few answers wait. With more, waking a little late gathers them, and polling would take the core.
 const POLLED_MAX: usize = 8;
 
+/// How often connections are looked at that are to end when they have stood idle.
+const IDLE_LOOK: Duration = Duration::from_millis(20);
+
 /// Bytes of unread answers at which a TCP connection is no longer read from.
 const OUTPUT_MAX: usize = 1 << 20;
 
@@ -67,6 +70,10 @@ struct Connection {
     written: usize,
     queries: u64,
     answers: u64,
+    /// When it was last read from or answered.
+    active: Instant,
+    /// It is never answered again.
+    deaf: bool,
     interest: Interest,
     /// It ends when its output is written; with a reset if true.
     ending: Option<bool>,
@@ -105,7 +112,7 @@ impl Server {
         let mut batch = RecvBatch::new(64, 4096);
         let mut events: Vec<Event> = Vec::with_capacity(256);
         while !self.shared.stop.load(Relaxed) {
-            let timeout = self.late.wait(now());
+            let timeout = self.until_next();
             events.clear();
             events.extend(self.epoll.wait(timeout)?);
             self.follow_script();
@@ -118,9 +125,34 @@ impl Server {
                 }
             }
             self.send_late();
+            self.close_idle();
             self.flush()?;
         }
         Ok(())
+    }
+
+    /// How long to sleep at most.
+    fn until_next(&self) -> Option<Duration> {
+        let late = self.late.wait(now());
+        match self.plan.script.close {
+            Close::Idle(_) => Some(late.map_or(IDLE_LOOK, |late| late.min(IDLE_LOOK))),
+            _ => late,
+        }
+    }
+
+    fn close_idle(&mut self) {
+        let Close::Idle(span) = self.plan.script.close else { return };
+        let now = now();
+        let idle: Vec<u64> = self
+            .connections
+            .iter()
+            .flatten()
+            .filter(|connection| now.saturating_duration_since(connection.active) >= span)
+            .map(|connection| connection.token)
+            .collect();
+        for token in idle {
+            self.end(token, false);
+        }
     }
 
     fn follow_script(&mut self) {
@@ -128,6 +160,9 @@ impl Server {
         if version != self.version {
             self.version = version;
             self.plan = Arc::clone(&self.shared.plan.lock().unwrap_or_else(PoisonError::into_inner));
+            if self.plan.script.half_open {
+                self.connections.iter_mut().flatten().for_each(|connection| connection.deaf = true);
+            }
         }
     }
 
@@ -212,9 +247,10 @@ impl Server {
                 else {
                     return;
                 };
-                if connection.ending.is_some() {
+                if connection.ending.is_some() || connection.deaf {
                     return;
                 }
+                connection.active = now();
                 let start = connection.output.len();
                 connection.output.extend_from_slice(&[0; 2]);
                 write(&mut connection.output);
@@ -283,8 +319,14 @@ impl Server {
                 Err(error) => return Err(error),
             };
             self.shared.counters.connections.fetch_add(1, Relaxed);
-            if self.plan.script.close == Close::AtOnce {
-                continue;
+            match self.plan.script.close {
+                Close::AtOnce => continue,
+                Close::ResetAtOnce => {
+                    // Without lingering, close(2) resets.
+                    let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                    continue;
+                }
+                _ => {}
             }
             stream.set_nonblocking(true)?;
             // A connection that has ended meanwhile says so when it is read.
@@ -305,6 +347,8 @@ impl Server {
                 written: 0,
                 queries: 0,
                 answers: 0,
+                active: now(),
+                deaf: false,
                 interest: Interest::Read,
                 ending: None,
             });
@@ -345,11 +389,13 @@ impl Server {
             self.shared.counters.tcp_queries.fetch_add(1, Relaxed);
             let Some(connection) = self.connections[index].as_mut() else { break };
             connection.queries += 1;
+            connection.active = arrived;
             if self.plan.script.close == Close::ResetAfter(0) {
                 connection.ending = Some(true);
                 break;
             }
-            if self.plan.script.first_only && connection.queries > 1 {
+            let answered = if self.plan.script.first_only { Some(1) } else { self.plan.script.answers_max };
+            if answered.is_some_and(|max| connection.queries > max) {
                 continue;
             }
             self.answer(&plan, message, Route::Tcp(token), arrived);

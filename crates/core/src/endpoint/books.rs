@@ -27,7 +27,7 @@ impl Endpoint {
         if slot.temporary {
             return;
         }
-        let capacity = slot.allowed.clamp(1, self.config.capacity);
+        let capacity = if slot.held { 1 } else { slot.allowed.clamp(1, self.config.capacity) };
         let before = std::mem::replace(&mut slot.capacity, capacity);
         self.capacity_open = self.capacity_open + capacity - before;
         let (state, in_flight) = (slot.state, slot.in_flight);

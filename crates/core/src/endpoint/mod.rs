@@ -375,6 +375,15 @@ impl Endpoint {
         self.grow(cx);
     }
 
+    pub(crate) fn hold(&mut self, cx: &mut Context<'_>, slot: SlotId, held: bool) {
+        let SlotId { index, generation, .. } = slot;
+        if self.is_current(index, generation) && self.slots[index as usize].is_open() {
+            self.slots[index as usize].held = held;
+            self.apply_capacity(cx, index);
+            self.grow(cx);
+        }
+    }
+
     pub(crate) fn handle_probed(&mut self, cx: &mut Context<'_>, result: Result<(), Cause>) {
         let good = match result {
             Ok(()) => true,

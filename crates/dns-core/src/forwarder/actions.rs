@@ -9,6 +9,7 @@ use super::{Forwarder, LinkAction, Outbox};
 impl Forwarder {
     /// Takes every action of the engine and does it, or passes it on to the shell.
     pub(super) fn process(&mut self, now: Instant, out: &mut impl Outbox) {
+        self.close_condemned(now, out);
         while let Some(action) = self.engine.poll_action() {
             match action {
                 Action::Dial { slot, timeout } => {

@@ -40,9 +40,10 @@ impl Forwarder {
             return true;
         }
         self.counters.answers += 1;
-        if let Some(exchange) = self.exchanges.get_mut(slot) {
-            exchange.answered = true;
-            exchange.silent = 0;
+        self.note_heard(now, slot);
+        if self.carrier(slot) == Carrier::Stream {
+            self.learn_keepalive(now, slot, &answer);
+            self.convict(now, slot, flight);
         }
         let endpoint = self.flights.attempt(attempt).endpoint;
         let took = now.saturating_duration_since(self.flights.attempt(attempt).began);
@@ -136,8 +137,7 @@ impl Forwarder {
             return false;
         }
         exchange.forget_settled(query.id);
-        exchange.answered = true;
-        exchange.silent = 0;
+        self.note_heard(now, slot);
         self.counters.late += 1;
         let code = u16::from(bytes[3] & 0x0f);
         self.observe_latency(now, slot, now.saturating_duration_since(query.at), code);

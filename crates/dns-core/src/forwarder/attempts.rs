@@ -7,7 +7,10 @@ use super::errors::ede;
 use super::exchange::Settled;
 use super::flight::{Attempt, AttemptState};
 use super::{Client, Forwarder, Group, Outbox};
-use crate::wire::{ExtendedError, Query, QuestionKey, UpstreamQuery, rcode, write_query};
+use crate::wire::{ExtendedError, Query, QuestionKey, UpstreamQuery, option, rcode, write_query};
+
+/// The keep-alive option without a time-out (RFC 7828 §3.1).
+const KEEPALIVE: [u8; 4] = [0, option::TCP_KEEPALIVE as u8, 0, 0];
 
 /// Time-outs in a row, with no answer between, after which a stream is taken for dead.
 const SILENT_MAX: u32 = 3;
@@ -121,6 +124,9 @@ impl Forwarder {
         }
         this.asked |= 1 << place;
         let (stream, deadline) = (this.stream, this.deadline);
+        if self.habits_learnt > 0 {
+            self.forget_habits(now);
+        }
         let id = self.engine_endpoint(endpoint, stream || self.is_guarded(now, endpoint));
         match self.engine.acquire(now, id, deadline) {
             Acquired::Lease(lease) => {
@@ -215,6 +221,8 @@ impl Forwarder {
             cd: flags & QuestionKey::CD != 0,
             dnssec_ok: flags & QuestionKey::DO != 0,
             udp_size: this.edns.then_some(self.udp_size),
+            // RFC 7828 §3.2.1: it asks how long the connection may stand; over UDP it must not be there.
+            options: if carrier == Carrier::Stream { &KEEPALIVE } else { &[] },
         };
         out.transmit(slot, |buffer| write_query(buffer, &query));
         if self.exchanges.get_mut(slot).is_some_and(|exchange| exchange.is_worn_out()) {
@@ -280,6 +288,11 @@ impl Forwarder {
                     let (len, flags, hash) = (key.question().len() as u16, key.flags(), key.hash());
                     exchange.settle(Settled { id, len, flags, hash, at: began });
                 }
+                if self.exchanges.get_mut(slot).is_some_and(|exchange| exchange.suspect && exchange.is_idle())
+                {
+                    // It answered none of them.
+                    self.engine.handle_goodbye(now, slot);
+                }
                 self.engine.release(now, lease, outcome.unwrap_or(Outcome::Unused));
             }
         }
@@ -300,18 +313,25 @@ impl Forwarder {
             }
             attempt.late = true;
             newly += 1;
-            let endpoint = attempt.endpoint;
-            if let AttemptState::Sent { lease, .. } = &self.flights.attempt(at).state {
-                self.engine.handle_late(now, lease, Cause::Timeout);
-                self.endpoints[usize::from(endpoint)].latency.observe(now, self.attempt_timeout);
-                let slot = lease.slot();
-                let is_stream = self.carrier(slot) == Carrier::Stream;
-                if let Some(exchange) = self.exchanges.get_mut(slot) {
-                    exchange.silent += 1;
-                    if exchange.silent == SILENT_MAX && is_stream {
-                        self.engine.handle_goodbye(now, slot);
-                    }
+            let (endpoint, began) = (attempt.endpoint, attempt.began);
+            let AttemptState::Sent { lease, .. } = &self.flights.attempt(at).state else { continue };
+            let slot = lease.slot();
+            let is_stream = self.carrier(slot) == Carrier::Stream;
+            let mut blamed = true;
+            if let Some(exchange) = self.exchanges.get_mut(slot) {
+                exchange.silent += 1;
+                // A stream that had answered may have died on the way: what that says of the upstream, the next tells.
+                blamed = !is_stream || exchange.answers == 0 || lease.is_probe();
+                if exchange.silent == SILENT_MAX && is_stream {
+                    self.engine.handle_goodbye(now, slot);
                 }
+            }
+            if blamed {
+                self.engine.handle_late(now, lease, Cause::Timeout);
+            }
+            self.endpoints[usize::from(endpoint)].latency.observe(now, self.attempt_timeout);
+            if is_stream {
+                self.suspect(now, slot, began);
             }
         }
         // Who only stood in line has heard nothing of any upstream: the limit was ours.

@@ -88,6 +88,10 @@ counters! {
     rotated,
     /// Answers that fitted, but were asked for again over a stream because they may have been guessed.
     distrusted,
+    /// Streams held back because a query on them was not answered in time.
+    suspects,
+    /// Streams closed because another answered what they had not, or to make room for one.
+    condemned,
     /// Answers that could not be read.
     malformed,
     /// Replies sent.

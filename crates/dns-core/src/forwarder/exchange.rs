@@ -20,8 +20,14 @@ pub(crate) struct Exchange {
     slot: Option<SlotId>,
     /// Message id and attempt. Short: a connection's capacity at most.
     entries: Vec<(u16, u32)>,
-    /// Whether anything was ever answered on it.
-    pub(crate) answered: bool,
+    /// When it was made.
+    pub(crate) opened: Instant,
+    /// When the last answer came on it.
+    pub(crate) heard: Instant,
+    /// How many came.
+    pub(crate) answers: u64,
+    /// Whether a query on it was not answered in time, and nothing since. Streams only.
+    pub(crate) suspect: bool,
     /// Time-outs since the last answer.
     pub(crate) silent: u32,
     /// Queries whose answers nobody waits for any more, in no order.
@@ -81,6 +87,16 @@ impl Exchange {
 
     pub(crate) fn find(&self, id: u16) -> Option<u32> {
         self.entries.iter().find(|(other, _)| *other == id).map(|(_, attempt)| *attempt)
+    }
+
+    /// Whether nothing is out on it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The attempts that are out on it.
+    pub(crate) fn attempts(&self) -> impl Iterator<Item = u32> {
+        self.entries.iter().map(|(_, attempt)| *attempt)
     }
 
     /// Whether an answer with this id, for which nobody waits, is an old one: late, or here for the second time.
@@ -153,7 +169,7 @@ pub(crate) struct Exchanges {
 
 impl Exchanges {
     /// A connection was made.
-    pub(crate) fn open(&mut self, slot: SlotId) {
+    pub(crate) fn open(&mut self, now: Instant, slot: SlotId) {
         let endpoint = slot.endpoint().index();
         if self.endpoints.len() <= endpoint {
             self.endpoints.resize_with(endpoint + 1, Vec::new);
@@ -169,6 +185,7 @@ impl Exchanges {
         exchange.abandoned.clear();
         *exchange = Exchange {
             slot: Some(slot),
+            opened: now,
             entries: std::mem::take(&mut exchange.entries),
             settled: std::mem::take(&mut exchange.settled),
             abandoned: std::mem::take(&mut exchange.abandoned),

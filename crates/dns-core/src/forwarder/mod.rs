@@ -30,6 +30,7 @@ mod refresh;
 mod safety;
 mod strategy;
 mod streams;
+mod suspects;
 mod wheel;
 
 #[cfg(test)]
@@ -61,6 +62,7 @@ use self::notices::Notices;
 use self::refresh::Refresh;
 pub use self::safety::SafetyConfig;
 use self::strategy::Estimate;
+use self::suspects::Habits;
 use self::wheel::Wheel;
 use crate::cache::{CacheCounters, CachePolicy, MessageCache};
 use crate::reply::write_stored;
@@ -142,6 +144,11 @@ pub struct Forwarder {
     links: VecDeque<LinkAction>,
     safety: SafetyConfig,
     notices: Notices,
+    /// What is known of streams, by the engine's endpoint; and of how many something is.
+    habits: Vec<Habits>,
+    habits_learnt: u32,
+    /// Streams that are known to be dead.
+    condemned: Vec<SlotId>,
     counters: ForwarderCounters,
     /// How long questions that went upstream took, in nanoseconds.
     latency: Histogram,
@@ -186,6 +193,7 @@ impl Forwarder {
         let mut upstreams = Vec::new();
         let mut endpoints = Vec::new();
         let mut roles = Vec::new();
+        let mut habits = Vec::new();
         for upstream in config.upstreams {
             let (first, len) = (endpoints.len() as u16, upstream.endpoints.len() as u16);
             upstreams.push(Group { first, len, strategy: upstream.strategy, turn: 0 });
@@ -193,6 +201,7 @@ impl Forwarder {
                 let mut add = |link: Link, carrier| {
                     let id = engine.add_endpoint(now, link.config, link.permits)?;
                     roles.push((endpoints.len() as u16, carrier));
+                    habits.push(Habits::new(link.config));
                     Ok::<_, ForwarderConfigError>(id)
                 };
                 let datagram = one.datagram.map(|link| add(link, Carrier::Datagram)).transpose()?;
@@ -234,6 +243,9 @@ impl Forwarder {
             links: VecDeque::new(),
             safety: config.safety,
             notices: Notices::default(),
+            habits,
+            habits_learnt: 0,
+            condemned: Vec::new(),
             counters: ForwarderCounters::default(),
             latency: Histogram::default(),
             draining: false,
@@ -322,7 +334,7 @@ impl Forwarder {
         out: &mut impl Outbox,
     ) {
         if result.is_ok() {
-            self.exchanges.open(slot);
+            self.exchanges.open(now, slot);
         }
         self.engine.handle_dialed(now, slot, result);
         self.process(now, out);
@@ -333,7 +345,8 @@ impl Forwarder {
     /// What was out on it is asked again elsewhere; on a stream that had answered before, a failure is nobody's fault
     /// but of bad timing. The shell forgets the connection.
     pub fn handle_closed(&mut self, now: Instant, slot: SlotId, cause: Option<Cause>, out: &mut impl Outbox) {
-        let proved = self.exchanges.get_mut(slot).is_some_and(|exchange| exchange.answered);
+        let proved = self.exchanges.get_mut(slot).is_some_and(|exchange| exchange.answers > 0);
+        self.learn_from_closing(now, slot, cause);
         let broken = match cause {
             Some(cause) if !proved || self.carrier(slot) == Carrier::Datagram => Outcome::Broken(cause),
             None if !proved => Outcome::Broken(Cause::Reset),

@@ -15,6 +15,11 @@ pub enum Notice {
         /// How many since the last notice.
         guesses: u64,
     },
+    /// It gives so few answers on a stream that each is used for no more than that, for ten minutes.
+    FewAnswers {
+        /// How many.
+        answers: u64,
+    },
 }
 
 #[derive(Debug, Default)]

@@ -6,4 +6,5 @@ mod kept;
 mod safety;
 mod strategies;
 mod streams;
+mod suspects;
 mod world;

@@ -282,6 +282,8 @@ pub struct UpstreamQuery<'a> {
     /// [`UDP_LEN_DEFAULT`](super::UDP_LEN_DEFAULT). `None` sends no OPT record, and with it no
     /// DO bit: for an upstream that takes EDNS for an error (RFC 6891 §6.2.2).
     pub udp_size: Option<u16>,
+    /// Options for the OPT record, as on the wire; without an OPT record they are not sent.
+    pub options: &'a [u8],
 }
 
 /// Appends a query to `out`.
@@ -303,7 +305,8 @@ pub fn write_query(out: &mut Vec<u8>, query: &UpstreamQuery<'_>) {
     out.extend_from_slice(words.map(u16::to_be_bytes).as_flattened());
     out.extend_from_slice(query.question);
     if let Some(udp_size) = query.udp_size {
-        out.extend_from_slice(&opt_record(udp_size, 0, query.dnssec_ok, 0));
+        out.extend_from_slice(&opt_record(udp_size, 0, query.dnssec_ok, query.options.len() as u16));
+        out.extend_from_slice(query.options);
     }
 }
 

@@ -216,6 +216,7 @@ fn upstream_query_has_our_opt_and_nothing_of_the_client() {
             cd: false,
             dnssec_ok: query.asked.dnssec_ok(),
             udp_size: Some(UDP_LEN_DEFAULT),
+            options: &[],
         },
     );
     let wanted = Message::new(0xbeef, 0x0120).question("www.example", 28).opt(1232, DO, &[]);
@@ -226,8 +227,15 @@ fn upstream_query_has_our_opt_and_nothing_of_the_client() {
 fn upstream_query_without_edns_has_no_opt() {
     let mut out = Vec::new();
     let question = [name("a"), vec![0, 1, 0, 1]].concat();
-    let query =
-        UpstreamQuery { id: 1, question: &question, rd: false, cd: true, dnssec_ok: true, udp_size: None };
+    let query = UpstreamQuery {
+        id: 1,
+        question: &question,
+        rd: false,
+        cd: true,
+        dnssec_ok: true,
+        udp_size: None,
+        options: &[],
+    };
     write_query(&mut out, &query);
     assert_eq!(out, Message::new(1, 0x0030).question("a", 1).0);
 }
