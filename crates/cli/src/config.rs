@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use forebay_dns::{DnsConfig, Settings, SettingsError};
+use forebay_dns::{DnsConfig, RouteSettings, Settings, SettingsError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use self::problems::{Index, check_keys};
@@ -241,7 +241,7 @@ impl File {
     /// Makes a file in which every table and key is present, as a model of what there is.
     pub fn model() -> Self {
         Self {
-            dns: Some(Settings::default()),
+            dns: Some(Settings { routes: vec![RouteSettings::default()], ..Settings::default() }),
             admin: AdminSettings {
                 listen: Some(AdminListen::At(AdminConfig::DEFAULT)),
                 token: Some(String::new()),

@@ -108,7 +108,7 @@ pub(crate) fn bind_admin(config: &AdminConfig) -> Result<Option<TcpListener>, Fa
 /// Says what a failed start means: an address that cannot be had is a matter of configuration.
 pub(crate) fn start_failure(error: StartError) -> Failure {
     match error {
-        StartError::Bind { .. } => Failure::wrong(error.to_string()),
+        StartError::Bind { .. } | StartError::File { .. } => Failure::wrong(error.to_string()),
         StartError::Thread { .. } | StartError::Tls { .. } | StartError::Random => {
             Failure::failed(error.to_string())
         }

@@ -21,6 +21,11 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("dns.stream", "../dns/src/settings/pools.rs", "StreamSettings"),
     ("dns.clients", "../dns/src/settings/clients.rs", "ClientSettings"),
     ("dns.safety", "../dns/src/settings/safety.rs", "SafetySettings"),
+    ("dns.protection", "../dns/src/settings/protection.rs", "ProtectionSettings"),
+    ("dns.routes", "../dns/src/settings/routes.rs", "RouteSettings"),
+    ("dns.local", "../dns/src/settings/local.rs", "LocalSettings"),
+    ("dns.block", "../dns/src/settings/block.rs", "BlockSettings"),
+    ("dns.query_log", "../dns/src/settings/query_log.rs", "QueryLogSettings"),
     ("admin", "src/config.rs", "AdminSettings"),
     ("log", "src/config.rs", "LogSettings"),
 ];
@@ -28,8 +33,8 @@ const TABLES: &[(&str, &str, &str)] = &[
 #[test]
 fn the_page_of_metrics_is_current() {
     let mut page = format!(
-        "# Metrics\n\n{HOW}`GET /metrics` on the admin endpoint, in the text format of Prometheus. `upstream` is the \
-         server whose pool it is,\n`endpoint` an address with its transport, `blame` whose fault a failure was: \
+        "# Metrics\n\n{HOW}`GET /metrics` on the admin endpoint, in the text format of Prometheus. `upstream` is a \
+         named group of endpoints (`default`, or a route's suffix),\n`endpoint` an address with its transport, `blame` whose fault a failure was: \
          `local` (this machine), `upstream` or\n`client`.\n\n| metric | kind | labels | what it says |\n|---|---|---|---|\n"
     );
     for metric in descriptions() {
@@ -52,11 +57,22 @@ fn the_page_of_settings_is_current_and_tells_the_true_defaults() {
         let source = fs::read_to_string(folder().join(source)).unwrap();
         let fields = fields(&source, name);
         let defaults = lookup(&model, table);
-        writeln!(page, "\n## `[{table}]`\n\n| key | default | what it is |\n|---|---|---|").unwrap();
+        let head = if *table == "dns.routes" { format!("[[{table}]]") } else { format!("[{table}]") };
+        writeln!(page, "\n## `{head}`\n\n| key | default | what it is |\n|---|---|---|").unwrap();
         let mut told = 0;
         for (key, comment) in &fields {
             let Some(value) = defaults.get(key) else { panic!("{table}.{key} is not in the model") };
             told += 1;
+            let tables = value.as_array().and_then(|array| array.first()).is_some_and(Value::is_table);
+            if tables {
+                writeln!(
+                    page,
+                    "| `{key}` | see `[[{table}.{key}]]` | {} |",
+                    comment.replace(" Default `[]`.", "")
+                )
+                .unwrap();
+                continue;
+            }
             if value.is_table() {
                 writeln!(page, "| `{key}` | see `[{table}.{key}]` | {comment} |").unwrap();
                 continue;
@@ -94,7 +110,11 @@ fn shown(value: &Value) -> String {
 }
 
 fn lookup<'a>(model: &'a Table, path: &str) -> &'a Table {
-    path.split('.').fold(model, |table, key| table[key].as_table().unwrap())
+    path.split('.').fold(model, |table, key| match &table[key] {
+        // Of an array of tables, the model has one.
+        Value::Array(array) => array[0].as_table().unwrap(),
+        value => value.as_table().unwrap(),
+    })
 }
 
 /// Returns name and comment of each field of a struct, in the order of the source.

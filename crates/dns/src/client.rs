@@ -31,6 +31,8 @@ pub(crate) async fn accept(shell: Rc<Shell>, listener: TcpListener, listen: usiz
             () = shell.stop.notified() => continue,
         };
         match accepted {
+            // Nobody who is not served may take the place of one who is.
+            Ok((_, peer)) if !shell.state.borrow().forwarder.serves(peer.ip()) => shell.refuse(),
             Ok((socket, peer)) => match shell.clients.take(peer.ip()) {
                 Some(place) => {
                     tokio::task::spawn_local(serve(Rc::clone(&shell), socket, peer, listen, place));

@@ -12,10 +12,12 @@
 
 mod bind;
 mod client;
+mod files;
 mod link;
 mod log;
 mod mail;
 mod places;
+mod query_log;
 mod settings;
 mod stats;
 mod stream;
@@ -25,21 +27,30 @@ mod worker;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::sys;
 use forebay_core::{Budget, Instant, Ledger, Permits};
+use forebay_dns_core::forwarder::FrontConfig;
+use forebay_dns_core::guard::RateLimit;
 use forebay_dns_core::wire::HashSeed;
 use tokio::sync::{mpsc, oneshot};
 
+use self::files::{Looked, NameFigures, Watch};
 use self::places::Places;
+use self::query_log::{QueryLogFigures, QueryLogWriter};
+pub use self::settings::{
+    AnyName, BlockAnswerName, BlockSettings, LocalSettings, ProtectionSettings, QueryLogSettings,
+    RouteSettings,
+};
 pub use self::settings::{
     CacheSettings, ClientSettings, DnsConfig, Host, ListenAddress, PoolMode, SafetySettings, Scheme,
     Settings, SettingsError, StrategyName, StrategySettings, StreamSettings, TlsSettings, Transport,
     UdpSettings, UpstreamAddress, parse_address,
 };
-pub use self::stats::{CacheStats, HandshakeStats, LatencyStats, PoolStats, Stats};
+pub use self::stats::{CacheStats, HandshakeStats, LatencyStats, NameStats, PoolStats, QueryLogStats, Stats};
 use self::tls::ServerConfigs;
 use self::worker::{Command, WorkerSeed};
 
@@ -54,6 +65,8 @@ pub struct Server {
     handle: Handle,
     /// Looks after the certificate until its other end is dropped.
     watch: Option<std::sync::mpsc::Sender<()>>,
+    query_log: Option<QueryLogWriter>,
+    _files: Option<Watch>,
 }
 
 #[derive(Debug)]
@@ -67,6 +80,8 @@ struct Worker {
 pub struct Handle {
     workers: Vec<mpsc::UnboundedSender<Command>>,
     config: Arc<DnsConfig>,
+    names: Arc<NameFigures>,
+    query_log: Option<QueryLogFigures>,
     started: Instant,
 }
 
@@ -74,7 +89,8 @@ pub struct Handle {
 ///
 /// # Errors
 ///
-/// [`StartError`]: an address cannot be bound, or the machine gives no thread or no randomness.
+/// [`StartError`]: an address cannot be bound, a file cannot be read or written, or the machine gives no thread or no
+/// randomness.
 pub fn start(config: DnsConfig) -> Result<Server, StartError> {
     let config = Arc::new(config);
     let listeners = bind::bind_all(&config.listen, config.workers)?;
@@ -82,21 +98,39 @@ pub fn start(config: DnsConfig) -> Result<Server, StartError> {
     let tls = config.certificates.as_ref().map(ServerConfigs::new).transpose();
     let tls = tls.map_err(|error| StartError::Tls { error })?;
     let watch = config.certificates.clone().map(watch).transpose()?;
+    let hash_seed = HashSeed::from_bytes(random()?);
+    let names = Arc::new(NameFigures::default());
+    let looked = Looked::at(&config);
+    let front = front(&config, hash_seed, &names)?;
+    let (query_log, log) = match &config.query_log {
+        Some(log) => {
+            let path = log.path.clone().unwrap_or_else(|| "-".into());
+            let started = QueryLogWriter::start(Arc::clone(&config), log, u64::from_le_bytes(random()?));
+            let (writer, log) =
+                started.map_err(|error| StartError::File { key: "query_log.path", path, error })?;
+            (Some(writer), Some(log))
+        }
+        None => (None, None),
+    };
     let seed = WorkerSeed {
         config: Arc::clone(&config),
-        hash_seed: HashSeed::from_bytes(random()?),
+        hash_seed,
         permits: permits(&config),
         clients: Arc::new(Places::new(config.clients.connections_max, config.clients.connections_per_client)),
         tls,
+        front,
     };
     let mut workers = Vec::new();
     for (index, sockets) in listeners.workers.into_iter().enumerate() {
         let (commands, inbox) = mpsc::unbounded_channel();
-        let (seed, random_seed) = (seed.clone(), random()?);
+        let random_seed: [u8; 32] = random()?;
+        let chance = random_seed.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let log = log.as_ref().map(|log| log.another(chance));
+        let seed = seed.clone();
         let (ready, started) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new()
             .name(format!("dns-{index}"))
-            .spawn(move || worker::run(seed, random_seed, sockets, inbox, &ready))
+            .spawn(move || worker::run(seed, log, random_seed, sockets, inbox, &ready))
             .map_err(|error| StartError::Thread { error })?;
         started
             .recv()
@@ -106,10 +140,14 @@ pub fn start(config: DnsConfig) -> Result<Server, StartError> {
     }
     let handle = Handle {
         workers: workers.iter().map(|worker| worker.commands.clone()).collect(),
-        config,
+        config: Arc::clone(&config),
+        names: Arc::clone(&names),
+        query_log: query_log.as_ref().map(QueryLogWriter::figures),
         started: sys::now(),
     };
-    Ok(Server { addresses, workers, handle, watch })
+    let files = Watch::start(looked, config, hash_seed, names, handle.workers.clone())
+        .map_err(|error| StartError::Thread { error })?;
+    Ok(Server { addresses, workers, handle, watch, query_log, _files: files })
 }
 
 impl Server {
@@ -152,6 +190,9 @@ impl Server {
                 tracing::error!("a DNS worker had panicked");
             }
         }
+        if let Some(log) = &mut self.query_log {
+            log.join();
+        }
     }
 }
 
@@ -185,6 +226,8 @@ impl Handle {
                 stats.add(&worker);
             }
         }
+        stats.names = self.names.stats();
+        stats.query_log = self.query_log.as_ref().map(QueryLogFigures::stats).unwrap_or_default();
         stats
     }
 
@@ -206,6 +249,15 @@ pub enum StartError {
         address: SocketAddr,
         /// `UDP` or `TCP`.
         protocol: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// A file of the configuration cannot be read or written.
+    File {
+        /// The key that names it, as in `local.hosts`.
+        key: &'static str,
+        /// Which one.
+        path: PathBuf,
         /// What the kernel said.
         error: io::Error,
     },
@@ -239,6 +291,14 @@ impl fmt::Display for StartError {
                 };
                 write!(f, "cannot listen on {address} ({protocol}): {error}; {remedy}")
             }
+            Self::File { key, path, error } => {
+                let remedy = match error.kind() {
+                    io::ErrorKind::NotFound => "make it, or leave the key out",
+                    io::ErrorKind::PermissionDenied => "give this user the right to it",
+                    _ => "name another file, or leave the key out",
+                };
+                write!(f, "{key}: cannot open {}: {error}; {remedy}", path.display())
+            }
             Self::Thread { error } => write!(f, "cannot start a worker: {error}"),
             Self::Tls { error } => write!(f, "cannot set up TLS for the listeners: {error}"),
             Self::Random => f.write_str("the system gives no random bytes"),
@@ -249,7 +309,7 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Bind { error, .. } | Self::Thread { error } => Some(error),
+            Self::Bind { error, .. } | Self::File { error, .. } | Self::Thread { error } => Some(error),
             Self::Tls { error } => Some(error),
             Self::Random => None,
         }
@@ -270,6 +330,28 @@ fn random<const N: usize>() -> Result<[u8; N], StartError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|_| StartError::Random)?;
     Ok(bytes)
+}
+
+/// Who may ask, and what is answered here, for all workers: files are read now.
+fn front(config: &DnsConfig, seed: HashSeed, names: &NameFigures) -> Result<FrontConfig, StartError> {
+    let file = |key| move |files::FileError { path, error }| StartError::File { key, path, error };
+    let local = config.local.as_ref().map(|local| files::read_local(local, seed, names));
+    let local = local.transpose().map_err(file("local.hosts"))?;
+    let block = config.block.as_ref().map(|block| files::read_block(block, seed, names));
+    let block = block.transpose().map_err(file("block.lists"))?;
+    let protection = &config.protection;
+    Ok(FrontConfig {
+        allow: Some(protection.allow.clone()),
+        rate: protection.rate.and_then(|rate| RateLimit::new(rate, seed)).map(Arc::new),
+        rate_slip: protection.rate_slip,
+        any: protection.any,
+        special_names: protection.special_names,
+        rebind: protection.rebind.clone(),
+        local: local.map(Arc::new),
+        block: block.map(Arc::new),
+        block_answer: config.block.as_ref().map(|block| block.answer).unwrap_or_default(),
+        block_ttl: config.block.as_ref().map_or(0, |block| block.ttl),
+    })
 }
 
 /// Permits for each upstream, shared by the workers: datagram and stream connections.

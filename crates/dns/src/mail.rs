@@ -5,17 +5,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use forebay::blame::cause_of;
 use forebay::sys::SendBatch;
 use forebay::sys::udp::MESSAGES_MAX;
 use forebay_core::{Cause, SlotId};
-use forebay_dns_core::forwarder::{Client, Outbox};
+use forebay_dns_core::forwarder::{Client, How, Outbox};
 use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::query_log::QueryLog;
 use crate::stream::Stream;
 
 /// Room of a batch of replies, in bytes: 64 usual ones. It grows once if they are large.
@@ -141,6 +143,7 @@ impl Links {
 
 /// Everything that goes out of one worker.
 pub(crate) struct Mail {
+    log: Option<QueryLog>,
     pub(crate) udp: Vec<UdpOut>,
     pub(crate) clients: HashMap<u64, ClientOut>,
     pub(crate) links: Links,
@@ -154,13 +157,14 @@ pub(crate) struct Mail {
 }
 
 impl Mail {
-    pub(crate) fn new(udp: Vec<Rc<UdpSocket>>) -> Self {
+    pub(crate) fn new(udp: Vec<Rc<UdpSocket>>, log: Option<QueryLog>) -> Self {
         let out = |socket| UdpOut {
             socket,
             batch: SendBatch::new(MESSAGES_MAX, BATCH_BYTES),
             stuck: Rc::new(Notify::new()),
         };
         Self {
+            log,
             udp: udp.into_iter().map(out).collect(),
             clients: HashMap::new(),
             links: Links::default(),
@@ -208,6 +212,8 @@ impl Outbox for Mail {
                 if udp.batch.is_full() {
                     self.dropped += flush_udp(udp);
                 }
+                let log = self.log.as_mut();
+                let write = |buffer: &mut Vec<u8>| logged(log, peer, "udp", buffer, write);
                 if !udp.batch.push(Some(peer), local, write) {
                     self.dropped += 1;
                 }
@@ -215,11 +221,18 @@ impl Outbox for Mail {
             Client::Stream { connection, .. } => {
                 let Some(client) = self.clients.get_mut(&connection) else { return };
                 client.in_flight -= 1;
-                client.out.push(write);
+                let (log, peer) = (self.log.as_mut(), client.peer);
+                client.out.push(|buffer| logged(log, peer, "tcp", buffer, write));
                 if !std::mem::replace(&mut client.out.dirty, true) {
                     self.dirty_clients.push(connection);
                 }
             }
+        }
+    }
+
+    fn tell(&mut self, how: How, took: Duration) {
+        if let Some(log) = &mut self.log {
+            log.tell(how, took);
         }
     }
 
@@ -245,6 +258,21 @@ impl Outbox for Mail {
                 }
             }
         }
+    }
+}
+
+/// Writes a reply, and notes it in the log if there is one.
+fn logged(
+    log: Option<&mut QueryLog>,
+    client: SocketAddr,
+    protocol: &'static str,
+    buffer: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = buffer.len();
+    write(buffer);
+    if let Some(log) = log {
+        log.note(client, protocol, &buffer[start..]);
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) struct WorkerStats {
     pub(crate) clients_rejected: u64,
     pub(crate) client_handshakes: HandshakeStats,
     pub(crate) upstream_handshakes: HandshakeStats,
+    pub(crate) clients_refused: u64,
     pub(crate) datagrams_dropped: u64,
 }
 
@@ -54,11 +55,17 @@ pub struct Stats {
     pub upstream_handshakes: HandshakeStats,
     /// When the certificate of the encrypted listeners expires, in seconds since 1970; `None` if there is none.
     pub certificate_expires: Option<i64>,
+    /// Clients' connections closed at once because their addresses are not served (`protection.allow`).
+    pub clients_refused: u64,
     /// Datagrams that the kernel did not take.
     pub datagrams_dropped: u64,
     /// The pools, in the order of the configuration.
     pub pools: Vec<PoolStats>,
-    names: Vec<String>,
+    /// The query log.
+    pub query_log: QueryLogStats,
+    /// Names known here and blocked.
+    pub names: NameStats,
+    endpoints: Vec<(String, String)>,
 }
 
 /// How TLS handshakes ended.
@@ -107,6 +114,32 @@ pub struct CacheStats {
     pub evictions: u64,
 }
 
+/// Figures of the query log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct QueryLogStats {
+    /// Lines written.
+    pub written: u64,
+    /// Lines lost: the writer or the disk was too slow, or the file cannot be written.
+    pub dropped: u64,
+}
+
+/// Figures of local data and the block list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NameStats {
+    /// Names known here.
+    pub local: u64,
+    /// Names blocked.
+    pub blocked: u64,
+    /// Memory of the block list, in bytes.
+    pub blocked_bytes: u64,
+    /// Lines of hosts file and lists that could not be read, at the last reading.
+    pub bad_lines: u64,
+    /// Times that a file had changed and was read again.
+    pub reloads: u64,
+    /// Times that it could not be: what was there before still holds.
+    pub reloads_failed: u64,
+}
+
 /// Percentiles of a histogram of nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct LatencyStats {
@@ -138,7 +171,9 @@ impl From<&Histogram> for LatencyStats {
 /// Figures of the connections to one upstream over one transport, all workers together.
 #[derive(Clone, Debug)]
 pub struct PoolStats {
-    /// The upstream, as `udp://192.0.2.53:53`.
+    /// The upstream that it belongs to: `default`, or the suffix of a route.
+    pub group: String,
+    /// The endpoint, as `udp://192.0.2.53:53`.
     pub upstream: String,
     /// Its place in the configuration.
     pub index: u16,
@@ -179,9 +214,17 @@ impl Stats {
                 .certificates
                 .as_ref()
                 .and_then(|certificates| certificates.not_after()),
+            clients_refused: 0,
             datagrams_dropped: 0,
             pools: Vec::new(),
-            names: config.upstreams().iter().map(ToString::to_string).collect(),
+            query_log: QueryLogStats::default(),
+            names: NameStats::default(),
+            endpoints: config
+                .upstreams()
+                .iter()
+                .enumerate()
+                .map(|(at, endpoint)| (config.upstream_of(at).to_owned(), endpoint.to_string()))
+                .collect(),
         }
     }
 
@@ -202,6 +245,7 @@ impl Stats {
         self.clients_rejected += worker.clients_rejected;
         self.client_handshakes.merge(&worker.client_handshakes);
         self.upstream_handshakes.merge(&worker.upstream_handshakes);
+        self.clients_refused += worker.clients_refused;
         self.datagrams_dropped += worker.datagrams_dropped;
         for (index, carrier, snapshot) in &worker.pools {
             let transport = match carrier {
@@ -212,7 +256,8 @@ impl Stats {
             match self.pools.iter_mut().find(same) {
                 Some(pool) => merge(&mut pool.snapshot, snapshot),
                 None => self.pools.push(PoolStats {
-                    upstream: self.names[usize::from(*index)].clone(),
+                    group: self.endpoints[usize::from(*index)].0.clone(),
+                    upstream: self.endpoints[usize::from(*index)].1.clone(),
                     index: *index,
                     transport,
                     snapshot: snapshot.clone(),

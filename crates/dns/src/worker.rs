@@ -12,8 +12,10 @@ use forebay::sys::udp::MESSAGES_MAX;
 use forebay::sys::{self, ConnectedRecvBatch, RecvBatch};
 use forebay_core::{Instant, Permits, SlotId};
 use forebay_dns_core::forwarder::{
-    Client, Endpoint, Forwarder, ForwarderConfig, ForwarderConfigError, Link, LinkAction, Upstream,
+    Client, Endpoint, Forwarder, ForwarderConfig, ForwarderConfigError, FrontConfig, Link, LinkAction, Route,
+    Upstream,
 };
+use forebay_dns_core::local::{BlockList, LocalData};
 use forebay_dns_core::wire::HashSeed;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, UdpSocket};
@@ -24,6 +26,7 @@ use crate::bind::Sockets;
 use crate::log::Log;
 use crate::mail::Mail;
 use crate::places::Places;
+use crate::query_log::QueryLog;
 use crate::settings::{DnsConfig, Transport};
 use crate::stats::{HandshakeStats, WorkerStats};
 use crate::tls::ServerConfigs;
@@ -47,6 +50,8 @@ pub(crate) struct WorkerSeed {
     pub(crate) config: Arc<DnsConfig>,
     pub(crate) hash_seed: HashSeed,
     pub(crate) permits: Vec<(Permits, Permits)>,
+    /// Who may ask, and what is answered here.
+    pub(crate) front: FrontConfig,
     /// Clients' connections, over all workers.
     pub(crate) clients: Arc<Places>,
     /// What encrypted listeners answer a handshake with.
@@ -62,6 +67,10 @@ pub(crate) enum Command {
     },
     /// Forget every cached answer.
     ClearCache,
+    /// Take other local data.
+    Local(Arc<LocalData>),
+    /// Take another block list.
+    Block(Arc<BlockList>),
     /// Take no more queries, answer those in flight, end.
     Drain {
         /// After how long to end all the same.
@@ -75,12 +84,13 @@ pub(crate) enum Command {
 pub(crate) fn probe_config(config: &DnsConfig) -> Result<(), ForwarderConfigError> {
     let permits = || (Permits::alone(1, 0), Permits::alone(1, 0));
     let all: Vec<_> = config.upstreams.iter().map(|_| permits()).collect();
-    forwarder_config(config, &all, HashSeed::from_bytes([0; 16]), [0; 32]).validate()
+    forwarder_config(config, &all, FrontConfig::default(), HashSeed::from_bytes([0; 16]), [0; 32]).validate()
 }
 
 fn forwarder_config(
     config: &DnsConfig,
     permits: &[(Permits, Permits)],
+    front: FrontConfig,
     hash_seed: HashSeed,
     random_seed: [u8; 32],
 ) -> ForwarderConfig {
@@ -100,10 +110,23 @@ fn forwarder_config(
             permits: stream.clone(),
         },
     };
-    let endpoints = config.upstreams.iter().zip(permits).map(endpoint).collect();
-    let upstreams = vec![Upstream { name: "default".to_owned(), endpoints, strategy: config.strategy }];
+    let mut endpoints = config.upstreams.iter().zip(permits).map(endpoint);
+    let first = config.routes.first().map_or(config.upstreams.len(), |route| route.first);
+    let upstreams = [(first, config.strategy)].into_iter();
+    let upstreams =
+        upstreams.chain(config.routes.iter().map(|route| (route.len, route.strategy))).enumerate();
+    let upstream = |(n, (len, strategy))| Upstream {
+        name: config.upstream_name(n).to_owned(),
+        endpoints: endpoints.by_ref().take(len).collect(),
+        strategy,
+    };
+    let upstreams = upstreams.map(upstream).collect();
+    let routes = config.routes.iter().zip(1..);
+    let routes = routes.map(|(route, upstream)| Route { suffix: route.suffix.clone(), upstream }).collect();
     ForwarderConfig {
         strategies: config.strategies,
+        routes,
+        front,
         attempt_timeout: config.attempt_timeout,
         query_timeout: config.query_timeout,
         attempts_max: config.attempts_max,
@@ -134,6 +157,7 @@ pub(crate) struct Shell {
     /// Woken when the listeners must stop.
     pub(crate) stop: Notify,
     clients_rejected: Cell<u64>,
+    clients_refused: Cell<u64>,
     /// TLS handshakes with clients under way.
     shaking: Rc<Cell<u32>>,
     pub(crate) handshakes: Cell<HandshakeStats>,
@@ -175,6 +199,7 @@ impl State {
 /// Runs a worker until it is told to end.
 pub(crate) fn run(
     seed: WorkerSeed,
+    query_log: Option<QueryLog>,
     random_seed: [u8; 32],
     sockets: Sockets,
     inbox: mpsc::UnboundedReceiver<Command>,
@@ -189,7 +214,7 @@ pub(crate) fn run(
     };
     let tasks = LocalSet::new();
     tasks.block_on(&runtime, async move {
-        match Shell::new(seed, random_seed, &sockets) {
+        match Shell::new(seed, query_log, random_seed, &sockets) {
             Ok((shell, udp)) => match shell.listen(udp, sockets.streams) {
                 Ok(()) => {
                     let _ = ready.send(Ok(()));
@@ -205,6 +230,7 @@ pub(crate) fn run(
 impl Shell {
     fn new(
         seed: WorkerSeed,
+        query_log: Option<QueryLog>,
         random_seed: [u8; 32],
         sockets: &Sockets,
     ) -> io::Result<(Rc<Self>, Vec<Rc<UdpSocket>>)> {
@@ -214,11 +240,11 @@ impl Shell {
             .map(|socket| Ok(Rc::new(UdpSocket::from_std(socket.try_clone()?)?)))
             .collect::<io::Result<Vec<_>>>()?;
         let now = sys::now();
-        let config = forwarder_config(&seed.config, &seed.permits, seed.hash_seed, random_seed);
+        let config = forwarder_config(&seed.config, &seed.permits, seed.front, seed.hash_seed, random_seed);
         let forwarder = Forwarder::new(now, config).map_err(io::Error::other)?;
         let state = State {
             forwarder,
-            mail: Mail::new(udp.clone()),
+            mail: Mail::new(udp.clone(), query_log),
             log: Log::new(now),
             armed: Instant::MAX,
             batch: Some(ConnectedRecvBatch::new(MESSAGES_MAX, DATAGRAM_BYTES)),
@@ -238,6 +264,7 @@ impl Shell {
             handshakes: Cell::default(),
             upstream_handshakes: Cell::default(),
             complaints: RefCell::default(),
+            clients_refused: Cell::new(0),
         };
         Ok((Rc::new(shell), udp))
     }
@@ -277,6 +304,12 @@ impl Shell {
                 None => break,
                 Some(Command::Stats { reply }) => drop(reply.send(self.stats())),
                 Some(Command::ClearCache) => self.state.borrow_mut().forwarder.clear_cache(),
+                Some(Command::Local(data)) => {
+                    self.state.borrow_mut().forwarder.handle_local(sys::now(), Some(data));
+                }
+                Some(Command::Block(list)) => {
+                    self.state.borrow_mut().forwarder.handle_block(sys::now(), Some(list));
+                }
                 Some(Command::Drain { limit, ended }) => {
                     let limit = sys::now() + limit;
                     // A second order may only hurry.
@@ -317,6 +350,7 @@ impl Shell {
             clients_rejected: self.clients_rejected.get(),
             client_handshakes: self.handshakes.get(),
             upstream_handshakes: self.upstream_handshakes.get(),
+            clients_refused: self.clients_refused.get(),
             datagrams_dropped: state.mail.dropped,
         }
     }
@@ -452,6 +486,11 @@ impl Shell {
     pub(crate) fn reject(&self) {
         // Closing is the answer that costs least: the client tries again or goes elsewhere.
         self.clients_rejected.set(self.clients_rejected.get() + 1);
+    }
+
+    /// Counts a client's connection that was closed because its address is not served.
+    pub(crate) fn refuse(&self) {
+        self.clients_refused.set(self.clients_refused.get() + 1);
     }
 
     /// Begins a handshake with a client, unless too many are under way.

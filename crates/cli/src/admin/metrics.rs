@@ -81,8 +81,6 @@ struct Family {
 }
 
 const POOL: &[&str] = &["upstream", "endpoint"];
-/// The name of the group of endpoints that DNS queries go to.
-const UPSTREAM: &str = "dns";
 
 const FAMILIES: &[Family] = &[
     Family {
@@ -135,9 +133,9 @@ const FAMILIES: &[Family] = &[
         labels: &["upstream", "endpoint", "state"],
         help: "Connections by state. All busy and many waiters: the pool is too small, or the upstream too slow.",
         read: |scrape, samples| {
-            scrape.each(|at, pool| {
+            scrape.each(|of, at, pool| {
                 for (state, n) in states(pool) {
-                    samples.put(&[UPSTREAM, at, state], n);
+                    samples.put(&[of, at, state], n);
                 }
             });
         },
@@ -148,7 +146,7 @@ const FAMILIES: &[Family] = &[
         labels: POOL,
         help: "The pool's size: connections in any state, at most.",
         read: |scrape, samples| {
-            scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.config.connections_max));
+            scrape.each(|of, at, pool| samples.put(&[of, at], pool.config.connections_max));
         },
     },
     Family {
@@ -156,14 +154,14 @@ const FAMILIES: &[Family] = &[
         kind: Kind::Gauge,
         labels: POOL,
         help: "Units of capacity in use: queries in flight.",
-        read: |scrape, samples| scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.in_use)),
+        read: |scrape, samples| scrape.each(|of, at, pool| samples.put(&[of, at], pool.in_use)),
     },
     Family {
         name: "forebay_pool_waiters",
         kind: Kind::Gauge,
         labels: POOL,
         help: "Requests waiting for a connection.",
-        read: |scrape, samples| scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.waiting)),
+        read: |scrape, samples| scrape.each(|of, at, pool| samples.put(&[of, at], pool.waiting)),
     },
     Family {
         name: "forebay_pool_acquires_total",
@@ -171,9 +169,9 @@ const FAMILIES: &[Family] = &[
         labels: &["upstream", "endpoint", "outcome"],
         help: "Acquires by how they ended. Many `fresh` beside `reused`: connections do not last.",
         read: |scrape, samples| {
-            scrape.each(|at, pool| {
+            scrape.each(|of, at, pool| {
                 for outcome in AcquireOutcome::ALL {
-                    samples.put(&[UPSTREAM, at, outcome.as_str()], pool.counters.acquires(*outcome));
+                    samples.put(&[of, at, outcome.as_str()], pool.counters.acquires(*outcome));
                 }
             });
         },
@@ -183,7 +181,7 @@ const FAMILIES: &[Family] = &[
         kind: Kind::Histogram,
         labels: POOL,
         help: "How long requests waited for a connection, of those that waited and got one.",
-        read: |scrape, samples| scrape.each(|at, pool| samples.times(&[UPSTREAM, at], &pool.counters.wait)),
+        read: |scrape, samples| scrape.each(|of, at, pool| samples.times(&[of, at], &pool.counters.wait)),
     },
     Family {
         name: "forebay_pool_dials_total",
@@ -191,10 +189,10 @@ const FAMILIES: &[Family] = &[
         labels: &["upstream", "endpoint", "result", "blame"],
         help: "Dials that ended: `ok`, or the cause of the failure and whose it was. `local` means this machine.",
         read: |scrape, samples| {
-            scrape.each(|at, pool| {
-                samples.put(&[UPSTREAM, at, "ok", ""], pool.counters.dials_succeeded);
+            scrape.each(|of, at, pool| {
+                samples.put(&[of, at, "ok", ""], pool.counters.dials_succeeded);
                 for cause in Cause::ALL {
-                    let labels = [UPSTREAM, at, cause.as_str(), cause.blame().as_str()];
+                    let labels = [of, at, cause.as_str(), cause.blame().as_str()];
                     samples.put(&labels, pool.counters.dial_failures(*cause));
                 }
             });
@@ -205,7 +203,7 @@ const FAMILIES: &[Family] = &[
         kind: Kind::Histogram,
         labels: POOL,
         help: "How long dials took that made a connection.",
-        read: |scrape, samples| scrape.each(|at, pool| samples.times(&[UPSTREAM, at], &pool.counters.dial)),
+        read: |scrape, samples| scrape.each(|of, at, pool| samples.times(&[of, at], &pool.counters.dial)),
     },
     Family {
         name: "forebay_pool_closes_total",
@@ -213,9 +211,9 @@ const FAMILIES: &[Family] = &[
         labels: &["upstream", "endpoint", "reason"],
         help: "Connections that ended, by why. Many `peer`: the upstream closes sooner than idle_timeout.",
         read: |scrape, samples| {
-            scrape.each(|at, pool| {
+            scrape.each(|of, at, pool| {
                 for reason in CloseReason::ALL {
-                    samples.put(&[UPSTREAM, at, reason.as_str()], pool.counters.closes(*reason));
+                    samples.put(&[of, at, reason.as_str()], pool.counters.closes(*reason));
                 }
             });
         },
@@ -225,14 +223,14 @@ const FAMILIES: &[Family] = &[
         kind: Kind::Histogram,
         labels: POOL,
         help: "How many requests a connection had served when it ended.",
-        read: |scrape, samples| scrape.each(|at, pool| samples.counts(&[UPSTREAM, at], &pool.counters.uses)),
+        read: |scrape, samples| scrape.each(|of, at, pool| samples.counts(&[of, at], &pool.counters.uses)),
     },
     Family {
         name: "forebay_pool_failures_total",
         kind: Kind::Counter,
         labels: POOL,
         help: "Requests that failed on a connection with the upstream to blame.",
-        read: |scrape, samples| scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.counters.failures)),
+        read: |scrape, samples| scrape.each(|of, at, pool| samples.put(&[of, at], pool.counters.failures)),
     },
     Family {
         name: "forebay_local_exhaustion_total",
@@ -257,13 +255,13 @@ const FAMILIES: &[Family] = &[
         labels: POOL,
         help: "0 closed, 1 half-open (a probe decides), 2 open: the endpoint is left alone after failures in a row.",
         read: |scrape, samples| {
-            scrape.each(|at, pool| {
+            scrape.each(|of, at, pool| {
                 let state = match pool.breaker {
                     BreakerState::Closed => 0,
                     BreakerState::HalfOpen => 1,
                     BreakerState::Open(_) => 2,
                 };
-                samples.put(&[UPSTREAM, at], state);
+                samples.put(&[of, at], state);
             });
         },
     },
@@ -273,7 +271,7 @@ const FAMILIES: &[Family] = &[
         labels: POOL,
         help: "Times the breaker opened.",
         read: |scrape, samples| {
-            scrape.each(|at, pool| samples.put(&[UPSTREAM, at], pool.counters.breaker_opened))
+            scrape.each(|of, at, pool| samples.put(&[of, at], pool.counters.breaker_opened))
         },
     },
     Family {
@@ -286,7 +284,7 @@ const FAMILIES: &[Family] = &[
         read: |scrape, samples| {
             for (at, pool) in &scrape.pools {
                 if let Some(bits) = pool.entropy_bits {
-                    samples.put(&[UPSTREAM, at], format!("{bits:.3}"));
+                    samples.put(&[&*pool.group, at], format!("{bits:.3}"));
                 }
             }
         },
@@ -391,6 +389,61 @@ const FAMILIES: &[Family] = &[
         },
     },
     Family {
+        name: "forebay_dns_clients_refused_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Clients' connections closed at once because protection.allow does not have their addresses.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.clients_refused),
+    },
+    Family {
+        name: "forebay_dns_local_names",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Names known from local.hosts and local.records.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.names.local),
+    },
+    Family {
+        name: "forebay_dns_blocked_names",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Names on the block lists.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.names.blocked),
+    },
+    Family {
+        name: "forebay_dns_blocked_names_bytes",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Memory of the block lists, all workers together.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.names.blocked_bytes),
+    },
+    Family {
+        name: "forebay_dns_names_bad_lines",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Lines of hosts file and block lists that could not be read; the log shows the first of each file.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.names.bad_lines),
+    },
+    Family {
+        name: "forebay_dns_names_reloads_total",
+        kind: Kind::Counter,
+        labels: &["result"],
+        help: "Times that a hosts file or block list had changed; `failed`: it could not be read, and the old one holds.",
+        read: |scrape, samples| {
+            samples.put(&["ok"], scrape.stats.names.reloads);
+            samples.put(&["failed"], scrape.stats.names.reloads_failed);
+        },
+    },
+    Family {
+        name: "forebay_dns_query_log_lines_total",
+        kind: Kind::Counter,
+        labels: &["result"],
+        help: "Lines of the query log; `dropped`: writer or disk were too slow, or the file cannot be written.",
+        read: |scrape, samples| {
+            samples.put(&["written"], scrape.stats.query_log.written);
+            samples.put(&["dropped"], scrape.stats.query_log.dropped);
+        },
+    },
+    Family {
         name: "forebay_dns_datagrams_dropped_total",
         kind: Kind::Counter,
         labels: &[],
@@ -443,9 +496,9 @@ fn head(text: &mut String, name: &str, kind: Kind, help: &str) {
 }
 
 impl Scrape<'_> {
-    fn each(&self, mut show: impl FnMut(&str, &Snapshot)) {
+    fn each(&self, mut show: impl FnMut(&str, &str, &Snapshot)) {
         for (name, pool) in &self.pools {
-            show(name, &pool.snapshot);
+            show(&pool.group, name, &pool.snapshot);
         }
     }
 }

@@ -17,8 +17,8 @@ pub(super) struct Report<'a> {
 
 #[derive(Debug, Serialize)]
 struct Pool<'a> {
-    /// The server whose pool it is.
-    upstream: &'static str,
+    /// The upstream that it belongs to: `default`, or the suffix of a route.
+    upstream: &'a str,
     endpoint: String,
     transport: &'a str,
     connections: BTreeMap<&'static str, u32>,
@@ -83,7 +83,7 @@ impl<'a> Pool<'a> {
         let (config, counters) = (&snapshot.config, &snapshot.counters);
         let failed = Cause::ALL.iter().map(|cause| (cause.as_str(), counters.dial_failures(*cause)));
         Self {
-            upstream: "dns",
+            upstream: &pool.group,
             endpoint,
             transport: pool.transport,
             connections: states(snapshot).into_iter().collect(),

@@ -145,8 +145,18 @@ fn collect(table: &DeTable<'_>, path: &str, keys: &mut BTreeMap<String, Range<us
     for (key, value) in table {
         let path = joined(path, key.get_ref());
         keys.insert(path.clone(), key.span());
-        if let DeValue::Table(table) = value.get_ref() {
-            collect(table, &path, keys);
+        match value.get_ref() {
+            DeValue::Table(table) => collect(table, &path, keys),
+            DeValue::Array(array) => {
+                for (n, element) in array.iter().enumerate() {
+                    if let DeValue::Table(table) = element.get_ref() {
+                        let path = format!("{path}[{n}]");
+                        keys.insert(path.clone(), element.span());
+                        collect(table, &path, keys);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 }
@@ -186,6 +196,9 @@ impl Checker<'_> {
                     self.check(table, model, &full, list);
                     None
                 }
+                (Some(Value::Array(models)), value) if models.first().is_some_and(Value::is_table) => {
+                    self.check_tables(value, &models[0], &full, list)
+                }
                 (Some(Value::Table(_)), other) => {
                     Some(format!("is {}; it must be a table, like [{full}]", kind(other)))
                 }
@@ -196,6 +209,28 @@ impl Checker<'_> {
                 list.push(Problem { line: Some(self.index.line_at(key.span().start)), key: full, text });
             }
         }
+    }
+
+    /// Checks an array of tables. Returns what is wrong if it is none.
+    fn check_tables(
+        &self,
+        value: &DeValue<'_>,
+        model: &Value,
+        path: &str,
+        list: &mut Vec<Problem>,
+    ) -> Option<String> {
+        let (DeValue::Array(array), Value::Table(model)) = (value, model) else {
+            return Some(format!("is {}; it must be tables, each under [[{path}]]", kind(value)));
+        };
+        for (n, element) in array.iter().enumerate() {
+            match element.get_ref() {
+                DeValue::Table(table) => self.check(table, model, &format!("{path}[{n}]"), list),
+                other => {
+                    return Some(format!("has {}; it must have tables, each under [[{path}]]", kind(other)));
+                }
+            }
+        }
+        None
     }
 
     fn unknown(&self, name: &str, path: &str, model: &toml::Table) -> String {
@@ -242,7 +277,11 @@ impl Checker<'_> {
 
 /// Returns what is wrong with `name = written` in the table `path` of an otherwise empty file.
 fn read_alone(path: &str, name: &str, written: &str) -> Option<String> {
-    let text = format!("[{path}]\n{name} = {written}");
+    let head = match path.split_once('[') {
+        Some((path, _)) => format!("[[{path}]]"),
+        None => format!("[{path}]"),
+    };
+    let text = format!("{head}\n{name} = {written}");
     toml::from_str::<File>(&text).err().map(|error| error.message().to_owned())
 }
 
@@ -259,8 +298,14 @@ fn find(model: &toml::Table, name: &str, path: &str, found: &mut Vec<String>) {
         if key == name && !path.is_empty() {
             found.push(format!("[{path}]"));
         }
-        if let Value::Table(table) = value {
-            find(table, name, &joined(path, key), found);
+        match value {
+            Value::Table(table) => find(table, name, &joined(path, key), found),
+            Value::Array(array) => {
+                if let Some(Value::Table(table)) = array.first() {
+                    find(table, name, &format!("[{}]", joined(path, key)), found);
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -262,3 +262,27 @@ fn nothing_a_file_may_hold_makes_the_reader_panic() {
         }
     }
 }
+
+#[test]
+fn tables_in_arrays_are_checked_like_others() {
+    let text = "[dns]\nupstreams = [\"192.0.2.53\"]\n\n[[dns.routes]]\nsuffix = \"a.test\"\nupstreams = [\"192.0.2.54\"]\n";
+    let machine = Machine { cores: 1, ..Machine::default() };
+    assert!(Config::parse("file", text, &machine).is_ok());
+    let problems =
+        |more: &str| Config::parse("file", &format!("{text}{more}"), &machine).unwrap_err().to_string();
+    let unknown = problems("\n[[dns.routes]]\nsufix = \"b.test\"\n");
+    assert!(
+        unknown.contains("file:9: dns.routes[1].sufix: unknown key; did you mean `suffix`?"),
+        "{unknown}"
+    );
+    let kind = problems("strategy = \"any\"\n");
+    assert!(kind.contains("file:7: dns.routes[0].strategy: `any` is not one of"), "{kind}");
+    let missing = problems("\n[[dns.routes]]\nsuffix = \"b.test\"\n");
+    assert!(missing.contains("file:8: dns.routes[1].upstreams: is missing"), "{missing}");
+    let elsewhere = problems("\n[dns.local]\nsuffix = \"b.test\"\n");
+    assert!(elsewhere.contains("it belongs to [[dns.routes]]"), "{elsewhere}");
+    let none = Config::parse("file", "[dns]\nroutes = 3\n", &machine).unwrap_err().to_string();
+    assert!(none.contains("file:2: dns.routes: is a number; it must be tables"), "{none}");
+    let mixed = Config::parse("file", "[dns]\nroutes = [3]\n", &machine).unwrap_err().to_string();
+    assert!(mixed.contains("has a number"), "{mixed}");
+}

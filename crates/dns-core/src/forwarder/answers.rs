@@ -6,7 +6,7 @@ use forebay_core::{Blame, Cause, Instant, Outcome, SlotId};
 
 use super::config::Carrier;
 use super::errors::{count_reply, explain, terms};
-use super::{Forwarder, Outbox};
+use super::{Forwarder, How, Outbox};
 use crate::reply::{write_error, write_fresh};
 use crate::wire::{Answer, HEADER_LEN, LetterCase, QuestionEcho, Scan, answer_matches, rcode};
 
@@ -174,13 +174,15 @@ impl Forwarder {
         }
         let this = self.flights.flight(flight);
         let began = this.deadline - self.query_timeout;
-        self.latency.record_duration(now.saturating_duration_since(began));
+        let (how, took) = (How::Upstream(this.upstream), now.saturating_duration_since(began));
+        self.latency.record_duration(took);
         // What is not kept is of no interest here: the reply goes out all the same.
         let _ = self.cache.insert(&this.key, answer, now);
         let (udp_size, counters) = (self.udp_size, &mut self.counters);
         while let Some(waiter) = self.flights.pop_waiter(flight) {
             let asked = waiter.asked();
             let terms = terms(&waiter.client, &asked, udp_size);
+            out.tell(how, took);
             out.reply(&waiter.client, |buffer| {
                 count_reply(counters, write_fresh(buffer, answer, &asked, &terms));
             });
@@ -193,6 +195,8 @@ impl Forwarder {
     pub(super) fn fail(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
         self.fall_back(now, flight, out);
         let this = self.flights.flight(flight);
+        let took = now.saturating_duration_since(this.deadline - self.query_timeout);
+        let how = How::Upstream(this.upstream);
         let failure = this.failure.unwrap_or(Cause::Timeout);
         let code = this.rcode.filter(|code| *code <= 15).unwrap_or(rcode::SERVFAIL);
         let mut waiters = 0;
@@ -201,6 +205,7 @@ impl Forwarder {
             let asked = waiter.asked();
             let terms = terms(&waiter.client, &asked, self.udp_size);
             let error = explain(failure);
+            out.tell(how, took);
             out.reply(&waiter.client, |buffer| write_error(buffer, &asked, code, Some(error), &terms));
         }
         self.counters.replies += waiters;

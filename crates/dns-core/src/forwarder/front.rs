@@ -146,7 +146,7 @@ impl Front {
     /// Whether a cached answer of this age came after what is known here now.
     #[inline]
     pub(super) fn trusts(&self, now: Instant, age_secs: u32) -> bool {
-        now.saturating_duration_since(self.trusted_from) >= Duration::from_secs(u64::from(age_secs))
+        now >= self.trusted_from + Duration::from_secs(u64::from(age_secs))
     }
 
     /// Which upstream has a route for a name in lower case; the longest suffix holds.

@@ -307,16 +307,19 @@ pub(super) fn upstreams(
         }
     }
     for text in &settings.upstreams {
-        let upstream: UpstreamAddress =
-            text.parse().map_err(|problem| wrong(format!("`{text}`: {problem}")))?;
-        let own =
-            upstream.addresses().any(|there| listen.iter().any(|here| is_same_socket(here.address, there)));
-        if own {
-            return Err(wrong(format!("`{text}` is this server itself: queries would go round for ever")));
-        }
-        found.push(upstream);
+        found.push(other(text, listen).map_err(wrong)?);
     }
     Ok(found)
+}
+
+/// Reads an upstream, which must be another server than this one.
+pub(super) fn other(text: &str, listen: &[ListenAddress]) -> Result<UpstreamAddress, String> {
+    let upstream: UpstreamAddress = text.parse().map_err(|problem| format!("`{text}`: {problem}"))?;
+    let is_own = |there| listen.iter().any(|here| is_same_socket(here.address, there));
+    if upstream.addresses().any(is_own) {
+        return Err(format!("`{text}` is this server itself: queries would go round for ever"));
+    }
+    Ok(upstream)
 }
 
 /// Whether queries to `upstream` would come to `listen` again.

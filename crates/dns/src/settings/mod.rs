@@ -1,10 +1,15 @@
 //! What a person writes in `[dns]`, and the valid configuration made of it.
 
 mod address;
+mod block;
 mod cache;
 mod clients;
 mod listen;
+mod local;
 mod pools;
+mod protection;
+mod query_log;
+mod routes;
 mod safety;
 mod strategies;
 mod tls;
@@ -24,13 +29,24 @@ use serde::{Deserialize, Serialize};
 
 use self::address::upstreams;
 pub use self::address::{Host, Transport, UpstreamAddress, parse_address};
+pub(crate) use self::block::BlockConfig;
+pub use self::block::{BlockAnswerName, BlockSettings};
 pub use self::cache::CacheSettings;
 pub(crate) use self::cache::CacheShare;
 pub use self::clients::ClientSettings;
 use self::listen::listen;
 pub use self::listen::{ListenAddress, Scheme};
+pub(crate) use self::local::LocalConfig;
+pub use self::local::LocalSettings;
 pub use self::pools::{StreamSettings, UdpSettings};
 use self::pools::{stream_pool, udp_pool};
+pub(crate) use self::protection::Protection;
+pub use self::protection::{AnyName, ProtectionSettings};
+pub(crate) use self::query_log::QueryLogConfig;
+pub use self::query_log::QueryLogSettings;
+pub(crate) use self::routes::RouteConfig;
+pub use self::routes::RouteSettings;
+use self::routes::routes;
 pub use self::safety::SafetySettings;
 pub use self::strategies::{StrategyName, StrategySettings};
 pub use self::tls::TlsSettings;
@@ -82,6 +98,16 @@ pub struct Settings {
     pub safety: SafetySettings,
     /// The certificate of the encrypted listeners.
     pub tls: TlsSettings,
+    /// Who may ask, how often, and what is never asked of an upstream.
+    pub protection: ProtectionSettings,
+    /// Names that are known here.
+    pub local: LocalSettings,
+    /// Names that are not to be found.
+    pub block: BlockSettings,
+    /// A line for each query, or for some.
+    pub query_log: QueryLogSettings,
+    /// Names that other upstreams know. Default `[]`.
+    pub routes: Vec<RouteSettings>,
 }
 
 /// Whether connections to upstreams are kept.
@@ -115,6 +141,11 @@ impl Default for Settings {
             clients: ClientSettings::default(),
             safety: SafetySettings::default(),
             tls: TlsSettings::default(),
+            protection: ProtectionSettings::default(),
+            local: LocalSettings::default(),
+            block: BlockSettings::default(),
+            query_log: QueryLogSettings::default(),
+            routes: Vec::new(),
         }
     }
 }
@@ -140,7 +171,9 @@ impl std::error::Error for SettingsError {}
 #[derive(Clone, Debug)]
 pub struct DnsConfig {
     pub(crate) listen: Vec<ListenAddress>,
+    /// Every endpoint: those of the default upstream, then those of each route.
     pub(crate) upstreams: Vec<UpstreamAddress>,
+    pub(crate) routes: Vec<RouteConfig>,
     pub(crate) strategy: Strategy,
     pub(crate) strategies: StrategyConfig,
     pub(crate) workers: usize,
@@ -156,12 +189,28 @@ pub struct DnsConfig {
     pub(crate) safety: SafetyConfig,
     pub(crate) certificates: Option<Arc<Certificates>>,
     pub(crate) trust: Trust,
+    pub(crate) protection: Protection,
+    pub(crate) local: Option<LocalConfig>,
+    pub(crate) block: Option<BlockConfig>,
+    pub(crate) query_log: Option<QueryLogConfig>,
 }
 
 impl DnsConfig {
-    /// Returns where queries will go.
+    /// Returns where queries will go: the default upstream's endpoints, then those of each route.
     pub fn upstreams(&self) -> &[UpstreamAddress] {
         &self.upstreams
+    }
+
+    /// Returns the name of an upstream, by its place: `default`, then those of the routes.
+    pub(crate) fn upstream_name(&self, upstream: usize) -> &str {
+        upstream.checked_sub(1).and_then(|at| self.routes.get(at)).map_or("default", |route| &route.name)
+    }
+
+    /// Returns the name of the upstream that an endpoint belongs to, by the endpoint's place among all.
+    pub(crate) fn upstream_of(&self, endpoint: usize) -> &str {
+        let route =
+            self.routes.iter().find(|route| (route.first..route.first + route.len).contains(&endpoint));
+        route.map_or("default", |route| &route.name)
     }
 
     /// Returns where it will listen.
@@ -183,7 +232,8 @@ impl DnsConfig {
     pub fn new(settings: &Settings, system: &[IpAddr], cores: usize) -> Result<Self, SettingsError> {
         let wrong = |key: &str, problem: String| Err(SettingsError { key: key.to_owned(), problem });
         let listen = listen(&settings.listen)?;
-        let upstreams = upstreams(settings, system, &listen)?;
+        let mut upstreams = upstreams(settings, system, &listen)?;
+        let routes = routes(&settings.routes, &listen, &mut upstreams)?;
         unserved(&listen, &upstreams)?;
         let certificates = settings.tls.load(&listen)?;
         let trust = Trust::new(upstreams.iter())
@@ -201,6 +251,7 @@ impl DnsConfig {
             upstreams,
             strategy: settings.strategy.into(),
             strategies: settings.strategies.into(),
+            routes,
             workers,
             cache,
             attempt_timeout: settings.attempt_timeout.0,
@@ -214,6 +265,10 @@ impl DnsConfig {
             safety: settings.safety.config(),
             certificates,
             trust,
+            protection: settings.protection.valid()?,
+            local: settings.local.valid()?,
+            block: settings.block.valid()?,
+            query_log: settings.query_log.valid()?,
         };
         config.validate(settings)?;
         Ok(config)

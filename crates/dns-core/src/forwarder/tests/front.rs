@@ -264,6 +264,8 @@ fn what_was_learnt_before_a_list_changed_no_longer_counts() {
     for dotted in ["blocked.test", "free.test", "known.test"] {
         world.learn(dotted, [192, 0, 2, 7]);
     }
+    world.forwarder.handle_block(world.now, Some(block(&["free.test"])));
+    assert_eq!(world.told(&edns("free.test", 1)).error, Some(15), "at once");
     world.pass(Duration::from_secs(5));
     world.forwarder.handle_block(world.now, Some(block(&["blocked.test"])));
     world.forwarder.handle_local(world.now, Some(local(&["known.test A 10.0.0.1"])));
