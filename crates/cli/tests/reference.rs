@@ -61,6 +61,7 @@ fn the_page_of_settings_is_current_and_tells_the_true_defaults() {
         writeln!(page, "\n## `{head}`\n\n| key | default | what it is |\n|---|---|---|").unwrap();
         let mut told = 0;
         for (key, comment) in &fields {
+            let comment = &comment.replace('|', "\\|");
             let Some(value) = defaults.get(key) else { panic!("{table}.{key} is not in the model") };
             told += 1;
             let tables = value.as_array().and_then(|array| array.first()).is_some_and(Value::is_table);
