@@ -9,7 +9,7 @@
 
 use crate::wire::{
     Answer, Asked, ExtendedError, HEADER_LEN, OPT_LEN, UDP_LEN_DEFAULT, be16, be32, flag, opt_record, option,
-    plain_ttl, rcode, same_question,
+    pad, plain_ttl, rcode, same_question,
 };
 
 #[cfg(test)]
@@ -56,18 +56,21 @@ pub struct Terms {
     /// The idle time-out granted to a client on a stream, in units of 100 ms (RFC 7828 §3.1).
     /// `None` says nothing; over UDP it must (RFC 7828 §3.3.1).
     pub keepalive: Option<u16>,
+    /// The length of the reply becomes a multiple of this, in bytes, if it has an OPT record (RFC 8467 §4.1); 0 leaves
+    /// it as it is.
+    pub padding: u16,
 }
 
 impl Terms {
     /// Over UDP: what the client takes, but no more than `cap` bytes.
     #[inline]
     pub fn udp(asked: &Asked<'_>, cap: u16) -> Self {
-        Self { len_max: asked.udp_len_max(cap), udp_size: UDP_LEN_DEFAULT, keepalive: None }
+        Self { len_max: asked.udp_len_max(cap), udp_size: UDP_LEN_DEFAULT, keepalive: None, padding: 0 }
     }
 
     /// Over a stream: everything fits.
     pub fn stream(keepalive: Option<u16>) -> Self {
-        Self { len_max: crate::wire::MESSAGE_LEN_MAX, udp_size: UDP_LEN_DEFAULT, keepalive }
+        Self { len_max: crate::wire::MESSAGE_LEN_MAX, udp_size: UDP_LEN_DEFAULT, keepalive, padding: 0 }
     }
 }
 
@@ -217,7 +220,7 @@ pub fn write_error(
     out.extend_from_slice(words.map(u16::to_be_bytes).as_flattened());
     out.extend_from_slice(asked.question);
     if let Some(opt) = opt {
-        opt.append(out);
+        opt.append(out, base, terms);
     }
     debug_assert!(out.len() - base <= terms.len_max.max(crate::wire::UDP_LEN_MIN.into()));
 }
@@ -296,7 +299,7 @@ impl Reply<'_> {
             }
         }
         if let Some(opt) = opt {
-            opt.append(out);
+            opt.append(out, self.base, self.terms);
         }
         if self.is_truncated() { Fit::Truncated } else { Fit::Whole }
     }
@@ -409,12 +412,16 @@ impl<'a> Opt<'a> {
         }
     }
 
+    /// Ends the message that began at `base`.
     #[inline]
-    fn append(&self, out: &mut Vec<u8>) {
-        let options_len = self.options_len() as u16;
+    fn append(&self, out: &mut Vec<u8>, base: usize, terms: &Terms) {
+        let (at, options_len) = (out.len(), self.options_len() as u16);
         out.extend_from_slice(&opt_record(self.udp_size, self.rcode_high, self.dnssec_ok, options_len));
         if options_len > 0 {
             self.append_options(out);
+        }
+        if terms.padding > 0 {
+            pad(out, base, at, terms.padding, terms.len_max);
         }
     }
 

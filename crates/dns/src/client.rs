@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::sys::{self, TcpOptions};
-use forebay_dns_core::forwarder::{Client, Handled};
+use forebay_dns_core::forwarder::{Client, Handled, StreamKind};
 use rustls::{ServerConfig, ServerConnection};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
@@ -61,7 +61,8 @@ async fn serve(shell: Rc<Shell>, socket: TcpStream, peer: SocketAddr, listen: us
     let connection = shell.next_connection();
     let (stream, wake) = (Rc::new(stream), Rc::new(Notify::new()));
     let out = StreamOut::new(Rc::clone(&stream), Rc::clone(&wake));
-    let client = ClientOut { out, peer, in_flight: 0, paused: false };
+    let kind = if stream.is_encrypted() { StreamKind::Tls } else { StreamKind::Tcp };
+    let client = ClientOut { out, peer, kind, in_flight: 0, paused: false, left: false };
     shell.state.borrow_mut().mail.clients.insert(connection, client);
     converse(&shell, connection, &stream, &wake).await;
     shell.state.borrow_mut().mail.clients.remove(&connection);
@@ -189,6 +190,8 @@ fn exchange(
 /// what is no query, after which nothing on its stream can be trusted.
 fn take_queries(shell: &Rc<Shell>, connection: u64, frames: &mut Frames, ended: bool) -> Option<Wants> {
     let queries_max = shell.config.clients.queries_max;
+    // RFC 7828 §3.3.2: a server that is about to end says zero.
+    let idle = if shell.is_draining() { 0 } else { tenths(shell.config.clients.idle_timeout.0) };
     let now = sys::now();
     let mut taken = false;
     {
@@ -202,7 +205,7 @@ fn take_queries(shell: &Rc<Shell>, connection: u64, frames: &mut Frames, ended: 
             let Some(message) = frames.next() else { break };
             client.in_flight += 1;
             taken = true;
-            let client = Client::Stream { connection, peer: client.peer.ip() };
+            let client = Client::Stream { connection, peer: client.peer.ip(), kind: client.kind, idle };
             if forwarder.handle_query(now, client, message, mail) == Handled::Ignored {
                 return None;
             }
@@ -213,6 +216,10 @@ fn take_queries(shell: &Rc<Shell>, connection: u64, frames: &mut Frames, ended: 
     }
     let mut state = shell.state.borrow_mut();
     let client = state.mail.clients.get_mut(&connection)?;
+    if client.left {
+        tracing::debug!(peer = %client.peer, "a client that does not read its answers is left");
+        return None;
+    }
     // Replies of the queries just taken may have gone out already, and with them the reason to pause.
     client.paused = client.in_flight >= queries_max || client.out.backlog() >= STREAM_BACKLOG_BYTES;
     if !client.paused && frames.has_next() {
@@ -223,6 +230,11 @@ fn take_queries(shell: &Rc<Shell>, connection: u64, frames: &mut Frames, ended: 
         write: client.out.waits(),
         idle: client.in_flight == 0 && !client.out.waits(),
     })
+}
+
+/// A time in units of 100 ms (RFC 7828 §3.1).
+fn tenths(time: Duration) -> u16 {
+    u16::try_from(time.as_millis() / 100).unwrap_or(u16::MAX)
 }
 
 /// Messages with their length before them, out of a byte stream (RFC 1035 §4.2.2).

@@ -11,7 +11,7 @@ use forebay::blame::cause_of;
 use forebay::sys::SendBatch;
 use forebay::sys::udp::MESSAGES_MAX;
 use forebay_core::{Cause, SlotId};
-use forebay_dns_core::forwarder::{Client, How, Outbox};
+use forebay_dns_core::forwarder::{Client, How, Outbox, StreamKind};
 use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
@@ -25,6 +25,10 @@ const BATCH_BYTES: usize = 64 * 512;
 
 /// Bytes that wait to be written on one stream before nothing more is read from it.
 pub(crate) const STREAM_BACKLOG_BYTES: usize = 64 << 10;
+
+/// Bytes that wait to be written to one client before it is left: answers to what is in flight still come when nothing
+/// more is read, and who takes none of them must not hold the memory for all.
+const CLIENT_BACKLOG_BYTES: usize = 512 << 10;
 
 /// A UDP listener's way out.
 pub(crate) struct UdpOut {
@@ -91,10 +95,14 @@ pub(crate) struct ClientOut {
     pub(crate) out: StreamOut,
     /// The address at its other end.
     pub(crate) peer: SocketAddr,
+    /// What it carries messages in.
+    pub(crate) kind: StreamKind,
     /// Queries that have not been answered.
     pub(crate) in_flight: u32,
     /// Whether its task reads nothing until a reply is out.
     pub(crate) paused: bool,
+    /// Whether it is left: it reads too slowly for what it asks.
+    pub(crate) left: bool,
 }
 
 /// A connection to an upstream.
@@ -221,8 +229,14 @@ impl Outbox for Mail {
             Client::Stream { connection, .. } => {
                 let Some(client) = self.clients.get_mut(&connection) else { return };
                 client.in_flight -= 1;
-                let (log, peer) = (self.log.as_mut(), client.peer);
-                client.out.push(|buffer| logged(log, peer, "tcp", buffer, write));
+                if client.left || client.out.backlog() > CLIENT_BACKLOG_BYTES {
+                    if !std::mem::replace(&mut client.left, true) {
+                        client.out.wake.notify_one();
+                    }
+                    return;
+                }
+                let (log, peer, kind) = (self.log.as_mut(), client.peer, client.kind.as_str());
+                client.out.push(|buffer| logged(log, peer, kind, buffer, write));
                 if !std::mem::replace(&mut client.out.dirty, true) {
                     self.dirty_clients.push(connection);
                 }

@@ -36,6 +36,11 @@ impl Stream {
         Self { socket, tls: Some(RefCell::new(connection.into())), sent: Cell::new(0) }
     }
 
+    /// Whether nobody on the way can read what it carries.
+    pub(crate) const fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Waits until the socket is ready.
     ///
     /// # Cancel safety

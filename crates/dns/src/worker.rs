@@ -109,6 +109,7 @@ fn forwarder_config(
             },
             permits: stream.clone(),
         },
+        is_encrypted: address.transport.is_encrypted(),
     };
     let mut endpoints = config.upstreams.iter().zip(permits).map(endpoint);
     let first = config.routes.first().map_or(config.upstreams.len(), |route| route.first);

@@ -293,3 +293,142 @@ fn an_upstream_that_stalls_in_the_handshake_costs_half_a_querys_time() {
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(590) && took < Duration::from_millis(1000), "{took:?}");
 }
+
+/// A query with EDNS and these options.
+fn with_options(id: u16, name: &str, options: &[u8]) -> Vec<u8> {
+    let mut bytes = query(id, name, 1, Some(1232));
+    let at = bytes.len() - 2;
+    bytes[at..].copy_from_slice(&(options.len() as u16).to_be_bytes());
+    bytes.extend_from_slice(options);
+    bytes
+}
+
+const KEEPALIVE: [u8; 4] = [0, 11, 0, 0];
+const PADDING: [u8; 4] = [0, 12, 0, 0];
+
+#[test]
+fn clients_of_streams_are_told_how_long_they_may_be_idle_and_that_is_true() {
+    let origin = upstream(Script::default());
+    let authority = Authority::new();
+    let pair = authority.issue("dns", &["dns.test"]);
+    let clients = ClientSettings { idle_timeout: span(700), ..ClientSettings::default() };
+    let server = run(&Settings { clients, ..dot_settings(&origin, &pair) });
+    let wanted = [0, 11, 0, 2, 0, 7];
+    let message = with_options(1, "a.test", &KEEPALIVE);
+    let mut tcp = support::Tcp::to(server.address);
+    tcp.send(&message);
+    assert!(tcp.recv().expect("a reply").ends_with(&wanted));
+    let mut dot =
+        Dot::to(dot_address(&server), &client_config(&authority.ca(), &["dot"])).expect("a handshake");
+    assert!(dot.ask(&message).ends_with(&wanted));
+    assert!(!dot.ask(&query(2, "a.test", 1, Some(1232))).ends_with(&wanted), "who does not ask is not told");
+    let udp = Udp::to(server.address);
+    udp.send(&message);
+    assert!(!udp.recv().ends_with(&wanted), "never over UDP");
+    let began = Instant::now();
+    assert!(dot.recv().is_none());
+    assert!(began.elapsed() >= Duration::from_millis(600), "{:?}", began.elapsed());
+}
+
+#[test]
+fn messages_are_padded_where_nobody_can_read_them_and_nowhere_else() {
+    let origin = upstream(Script::default());
+    let (authority, server, config) = dot_server(&origin);
+    let mut dot = Dot::to(dot_address(&server), &config).expect("a handshake");
+    let padded = with_options(1, "a.test", &PADDING);
+    for _ in ["asked", "cached"] {
+        assert_eq!(dot.ask(&padded).len(), 468);
+    }
+    assert!(dot.ask(&query(1, "a.test", 1, Some(1232))).len() < 128, "only who pads is padded for");
+    let mut tcp = support::Tcp::to(server.address);
+    tcp.send(&padded);
+    assert!(tcp.recv().expect("a reply").len() < 128);
+    // What we ask of an upstream over TLS comes padded, and so does what it answers.
+    let behind = run(&over_tls(dot_address(&server), &authority.ca()));
+    let reply = Udp::to(behind.address).ask("b.test");
+    assert!(address(&reply) == expected_a("b.test") && reply.len() < 128, "padding is of one hop");
+}
+
+#[test]
+fn one_client_address_takes_no_more_than_its_share() {
+    let origin = upstream(Script::default());
+    let authority = Authority::new();
+    let pair = authority.issue("dns", &["dns.test"]);
+    let clients = ClientSettings { connections_per_client: 2, ..ClientSettings::default() };
+    let server = run(&Settings { clients, ..dot_settings(&origin, &pair) });
+    let config = client_config(&authority.ca(), &["dot"]);
+    let _tcp = support::Tcp::to(server.address);
+    let _dot = Dot::to(dot_address(&server), &config).expect("a handshake");
+    assert!(support::Tcp::to(server.address).recv().is_none(), "TCP and TLS count together");
+    assert!(Dot::to(dot_address(&server), &config).is_err());
+    server.until("both are counted", |stats| stats.clients_rejected == 2);
+}
+
+/// Memory of this process, in bytes: pages in use.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("a number") * 4096
+}
+
+/// The middle of how long so many questions take, one after the other.
+fn usual_latency(server: &Running, asked: u32) -> Duration {
+    let client = Udp::to(server.address);
+    let mut all: Vec<Duration> = (0..asked)
+        .map(|n| {
+            let began = Instant::now();
+            assert_eq!(rcode(&client.ask(&format!("n{}.good.test", n % 50))), 0);
+            began.elapsed()
+        })
+        .collect();
+    all.sort_unstable();
+    all[all.len() / 2]
+}
+
+#[test]
+fn clients_that_never_read_and_clients_that_leave_cost_little_and_harm_nobody() {
+    let origin = upstream(Script { records: 60, ..Script::default() });
+    let authority = Authority::new();
+    let pair = authority.issue("dns", &["dns.test"]);
+    let clients = ClientSettings { idle_timeout: span(1500), ..ClientSettings::default() };
+    let server = run(&Settings { clients, ..dot_settings(&origin, &pair) });
+    let config = client_config(&authority.ca(), &["dot"]);
+    usual_latency(&server, 200);
+    let alone = usual_latency(&server, 1000);
+    let before = resident();
+    // Each asks for some megabytes and takes none of them.
+    let mut deaf = Vec::new();
+    for n in 0..8u16 {
+        let mut client = Dot::to(dot_address(&server), &config).expect("a handshake");
+        client.0.sock.set_write_timeout(Some(Duration::from_millis(200))).expect("a time-out");
+        let all: Vec<u8> = (0..10_000u16)
+            .flat_map(|i| {
+                let message = query(i, &format!("d{}.test", (n + i) % 200), 1, Some(1232));
+                [(message.len() as u16).to_be_bytes().to_vec(), message].concat()
+            })
+            .collect();
+        // It stops taking queries when nobody takes its answers.
+        let _ = std::io::Write::write_all(&mut client.0, &all);
+        deaf.push(client);
+    }
+    // And each of these asks ten thousand times and is gone.
+    for _ in 0..4 {
+        let mut client = Dot::to(dot_address(&server), &config).expect("a handshake");
+        let _ = client.0.sock.set_write_timeout(Some(Duration::from_millis(200)));
+        let all: Vec<u8> = (0..10_000u16)
+            .flat_map(|i| {
+                let message = query(i, &format!("l{i}.test"), 1, Some(1232));
+                [(message.len() as u16).to_be_bytes().to_vec(), message].concat()
+            })
+            .collect();
+        let _ = std::io::Write::write_all(&mut client.0, &all);
+    }
+    let beside = usual_latency(&server, 1000);
+    let grown = resident().saturating_sub(before);
+    assert!(beside < 2 * alone + Duration::from_micros(500), "{alone:?} alone, {beside:?} beside them");
+    // Replies that wait, records, the cache and the kernel's share of this test's own buffers.
+    assert!(grown < 64 << 20, "{grown} bytes more");
+    let stats = server.until("all have been left", |stats| stats.client_connections == 0);
+    assert_eq!(stats.waiting, 0);
+    println!("latency {alone:?} alone, {beside:?} beside them; {} KiB more memory", grown >> 10);
+    drop(deaf);
+}

@@ -7,7 +7,10 @@ use super::errors::ede;
 use super::exchange::Settled;
 use super::flight::{Attempt, AttemptState};
 use super::{Client, Forwarder, Group, Outbox};
-use crate::wire::{ExtendedError, Query, QuestionKey, UpstreamQuery, option, rcode, write_query};
+use crate::wire::{
+    ExtendedError, HEADER_LEN, MESSAGE_LEN_MAX, QUERY_BLOCK, Query, QuestionKey, UpstreamQuery, option, pad,
+    rcode, write_query,
+};
 
 /// The keep-alive option without a time-out (RFC 7828 §3.1).
 const KEEPALIVE: [u8; 4] = [0, option::TCP_KEEPALIVE as u8, 0, 0];
@@ -224,7 +227,16 @@ impl Forwarder {
             // RFC 7828 §3.2.1: it asks how long the connection may stand; over UDP it must not be there.
             options: if carrier == Carrier::Stream { &KEEPALIVE } else { &[] },
         };
-        out.transmit(slot, |buffer| write_query(buffer, &query));
+        let endpoint = &self.endpoints[usize::from(self.roles[slot.endpoint().index()].0)];
+        // Without an OPT record there is no place for padding.
+        let is_padded = endpoint.is_encrypted && carrier == Carrier::Stream && query.udp_size.is_some();
+        out.transmit(slot, |buffer| {
+            let base = buffer.len();
+            write_query(buffer, &query);
+            if is_padded {
+                pad(buffer, base, base + HEADER_LEN + query.question.len(), QUERY_BLOCK, MESSAGE_LEN_MAX);
+            }
+        });
         if self.exchanges.get_mut(slot).is_some_and(|exchange| exchange.is_worn_out()) {
             self.engine.handle_goodbye(now, slot);
         }

@@ -37,6 +37,8 @@ pub struct Endpoint {
     pub datagram: Option<Link>,
     /// Its stream connections: for everything, or for what was truncated.
     pub stream: Link,
+    /// Whether nobody on the way can read what its streams carry: then queries are padded (RFC 8467 §4.1).
+    pub is_encrypted: bool,
 }
 
 /// Endpoints that know the same, and how one of them is chosen.

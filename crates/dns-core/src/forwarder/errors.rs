@@ -3,9 +3,9 @@
 use forebay_core::{Blame, Cause};
 
 use super::counters::ForwarderCounters;
-use super::{Client, Forwarder, Outbox};
+use super::{Client, Forwarder, Outbox, StreamKind};
 use crate::reply::{Fit, Terms, write_error};
-use crate::wire::{Asked, ExtendedError};
+use crate::wire::{ANSWER_BLOCK, Asked, ExtendedError};
 
 impl Forwarder {
     pub(super) fn reply_error(
@@ -25,7 +25,15 @@ impl Forwarder {
 pub(super) fn terms(client: &Client, asked: &Asked<'_>, udp_size: u16) -> Terms {
     match client {
         Client::Udp { .. } => Terms::udp(asked, udp_size),
-        Client::Stream { .. } => Terms::stream(None),
+        Client::Stream { kind, idle, .. } => {
+            let edns = asked.edns.as_ref();
+            let has_keepalive = edns.is_some_and(|edns| edns.keepalive);
+            // RFC 7828 §3.3.2: only if the query had the option. HTTP has means of its own (RFC 8484 §9).
+            let keepalive = (has_keepalive && *kind != StreamKind::Https).then_some(*idle);
+            // RFC 7830 §4, §6: only if the query was padded, and only where nobody on the way can read.
+            let is_padded = edns.is_some_and(|edns| edns.padding) && *kind != StreamKind::Tcp;
+            Terms { padding: if is_padded { ANSWER_BLOCK } else { 0 }, ..Terms::stream(keepalive) }
+        }
     }
 }
 
@@ -43,6 +51,7 @@ pub(super) fn explain(cause: Cause) -> ExtendedError<'static> {
         Blame::Upstream if cause == Cause::Timeout => {
             (ede::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
         }
+        Blame::Upstream if cause == Cause::Tls => (ede::NETWORK_ERROR, "TLS with the upstream failed"),
         Blame::Upstream if cause == Cause::Protocol => (ede::NETWORK_ERROR, "upstream answer malformed"),
         Blame::Upstream | Blame::Client => (ede::NETWORK_ERROR, "upstream refused or closed the connection"),
     };

@@ -35,7 +35,33 @@ pub enum Client {
         connection: u64,
         /// The address at its other end.
         peer: IpAddr,
+        /// What it carries messages in.
+        kind: StreamKind,
+        /// How long it may stand idle, in units of 100 ms: what clients that ask are told (RFC 7828 §3.1).
+        idle: u16,
     },
+}
+
+/// What a client's stream carries messages in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StreamKind {
+    /// TCP alone.
+    Tcp,
+    /// TLS (RFC 7858).
+    Tls,
+    /// HTTPS (RFC 8484).
+    Https,
+}
+
+impl StreamKind {
+    /// Returns the word used in logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Https => "https",
+        }
+    }
 }
 
 impl Client {

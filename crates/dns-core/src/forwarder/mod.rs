@@ -52,8 +52,8 @@ pub use self::config::{
 pub use self::counters::ForwarderCounters;
 use self::errors::{count_reply, terms};
 use self::exchange::Exchanges;
-pub use self::flight::Client;
 use self::flight::Flights;
+pub use self::flight::{Client, StreamKind};
 use self::front::Front;
 pub use self::front::{AnyPolicy, FrontConfig, How};
 use self::guesses::Watch;
@@ -171,6 +171,7 @@ struct Address {
     name: String,
     datagram: Option<EndpointId>,
     stream: EndpointId,
+    is_encrypted: bool,
     /// How fast it answers.
     latency: Estimate,
     /// Races that it won, and those that it lost.
@@ -207,8 +208,17 @@ impl Forwarder {
                 let datagram = one.datagram.map(|link| add(link, Carrier::Datagram)).transpose()?;
                 let stream = add(one.stream, Carrier::Stream)?;
                 let (name, latency) = (one.name, Estimate::default());
-                let watch = Watch::default();
-                endpoints.push(Address { name, datagram, stream, latency, won: 0, lost: 0, watch });
+                let (watch, is_encrypted) = (Watch::default(), one.is_encrypted);
+                endpoints.push(Address {
+                    name,
+                    datagram,
+                    stream,
+                    is_encrypted,
+                    latency,
+                    won: 0,
+                    lost: 0,
+                    watch,
+                });
             }
         }
         let policy = CachePolicy {

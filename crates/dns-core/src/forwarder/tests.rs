@@ -3,6 +3,7 @@
 mod behaviour;
 mod front;
 mod kept;
+mod manners;
 mod safety;
 mod strategies;
 mod streams;

@@ -8,6 +8,7 @@ mod answer;
 mod edns;
 mod key;
 mod name;
+mod padding;
 mod query;
 mod suffix;
 mod text;
@@ -23,6 +24,8 @@ pub use edns::{Edns, EdnsOption, EdnsOptions, ExtendedError};
 pub use key::{HashSeed, QuestionKey};
 pub use name::is_under;
 pub(crate) use name::{Name, Record, plain_name_end};
+pub(crate) use padding::pad;
+pub use padding::{ANSWER_BLOCK, QUERY_BLOCK};
 pub use query::{
     Asked, AskedEdns, FaultAnswer, FaultCause, IgnoreCause, Query, QueryFault, UpstreamQuery, scan_query,
     write_query,

@@ -5,7 +5,7 @@ use std::fmt;
 use super::edns::Edns;
 use super::key::{HashSeed, QuestionKey};
 use super::name::{Record, plain_name_end};
-use super::{HEADER_LEN, MESSAGE_LEN_MAX, UDP_LEN_MIN, be16, class, flag, rcode, rtype};
+use super::{HEADER_LEN, MESSAGE_LEN_MAX, UDP_LEN_MIN, be16, class, flag, option, rcode, rtype};
 
 /// A query that can be answered: its question is whole, its EDNS is understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,10 @@ pub struct AskedEdns {
     pub udp_size: u16,
     /// The DO bit, to be copied into the reply (RFC 3225 §3).
     pub dnssec_ok: bool,
+    /// It was padded: where nobody on the way can read, so is the reply (RFC 7830 §4).
+    pub padding: bool,
+    /// It asks how long a stream may stand idle (RFC 7828 §3.2.1).
+    pub keepalive: bool,
 }
 
 /// What to do with bytes that are no answerable query.
@@ -226,7 +230,17 @@ pub fn scan_query(bytes: &[u8]) -> Result<Query<'_>, QueryFault<'_>> {
         if !found.options.well_formed() {
             opt_fault = Some(FaultCause::OptOptions);
         }
-        asked.edns = Some(AskedEdns { udp_size: found.udp_size, dnssec_ok: found.dnssec_ok });
+        let mut edns_asked = AskedEdns {
+            udp_size: found.udp_size,
+            dnssec_ok: found.dnssec_ok,
+            padding: false,
+            keepalive: false,
+        };
+        for option in found.options {
+            edns_asked.padding |= option.code == option::PADDING;
+            edns_asked.keepalive |= option.code == option::TCP_KEEPALIVE;
+        }
+        asked.edns = Some(edns_asked);
         edns = Some(found);
     }
     if let Some(cause) = opt_fault {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::world::{OK, World, answer_to, config, rcode, tcp, udp};
-use crate::forwarder::{AnyPolicy, Client, ForwarderConfig, FrontConfig, Handled, Route};
+use crate::forwarder::{AnyPolicy, Client, ForwarderConfig, FrontConfig, Handled, Route, StreamKind};
 use crate::guard::{PrefixSet, RateConfig, RateLimit, RebindConfig};
 use crate::local::{BlockAnswer, BlockList, BlockListBuilder, LocalData, LocalDataBuilder, LocalRecord};
 use crate::testing::{Message, name, seed};
@@ -88,9 +88,8 @@ impl World {
 fn clients_outside_the_allow_list_are_refused_and_told_why() {
     let allow = Some(PrefixSet::new(&["192.0.2.0/24".parse().unwrap(), "fd00::/8".parse().unwrap()]));
     let mut world = world(FrontConfig { allow, ..FrontConfig::default() });
-    for outsider in
-        [from("198.51.100.1"), from("2001:db8::1"), Client::Stream { connection: 1, peer: [8; 4].into() }]
-    {
+    let stream = Client::Stream { connection: 1, peer: [8; 4].into(), kind: StreamKind::Tcp, idle: 0 };
+    for outsider in [from("198.51.100.1"), from("2001:db8::1"), stream] {
         world.ask(outsider, &edns("a.test", 1));
         let (client, reply) = world.one_reply();
         assert_eq!((client, rcode(&reply), said(&reply).error), (outsider, 5, Some(18)));

@@ -7,7 +7,7 @@ use forebay_core::{Cause, Config, IdleOrder, Instant, Permits, Rng, SlotId};
 
 use crate::forwarder::{
     Carrier, Client, Endpoint, Forwarder, ForwarderConfig, Handled, Link, LinkAction, Outbox, Strategy,
-    Upstream, wheel,
+    StreamKind, Upstream, wheel,
 };
 use crate::testing::{Message, seed};
 
@@ -53,6 +53,7 @@ pub(super) fn config(upstreams: usize) -> ForwarderConfig {
         name: format!("upstream {n}"),
         datagram: Some(link(16, IdleOrder::Random)),
         stream: link(16, IdleOrder::Lifo),
+        is_encrypted: false,
     };
     let endpoints = (0..upstreams).map(endpoint).collect();
     let all = Upstream { name: "default".to_owned(), endpoints, strategy: Strategy::default() };
@@ -64,7 +65,7 @@ pub(super) fn udp(port: u16) -> Client {
 }
 
 pub(super) fn tcp(connection: u64) -> Client {
-    Client::Stream { connection, peer: [192, 0, 2, 9].into() }
+    Client::Stream { connection, peer: [192, 0, 2, 9].into(), kind: StreamKind::Tcp, idle: 100 }
 }
 
 impl World {
