@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `/metrics` | every metric, in the text format of Prometheus |
 //! | `/pools` | every pool as JSON: counts, limits, percentiles, breaker, last failure and whose it was |
+//! | `POST /dns/flush?name=…` | forgets cached answers: of a name, or with `&subtree=true` of all below it too |
 //! | `/healthz` | 200 while the process lives |
 //! | `/readyz` | 200 while it takes queries, 503 while it drains |
 //!
 //! Beyond loopback it needs a token; [`crate::config::AdminConfig`] sees to that. With one, every path but the two of
 //! health wants it as `Authorization: Bearer …`.
 
+mod flush;
 mod limit;
 pub mod metrics;
 mod pools;
@@ -27,7 +29,7 @@ use axum::http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, WWW_AUTHENTICA
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use forebay_dns::{Handle, Stats};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -129,6 +131,7 @@ impl Drop for Admin {
 const PATHS: &str = "\
 /metrics  metrics, in the text format of Prometheus
 /pools    every pool as JSON
+/dns/flush  POST with ?name=example.org: forgets it; with &subtree=true all below it too
 /healthz  200 while the process lives
 /readyz   200 while it takes queries, 503 while it drains
 ";
@@ -137,6 +140,7 @@ fn router(shared: Shared) -> Router {
     let guarded = Router::new()
         .route("/metrics", get(metrics))
         .route("/pools", get(pools))
+        .route("/dns/flush", post(flush::flush))
         .fallback(async || (StatusCode::NOT_FOUND, PATHS))
         .layer(middleware::from_fn_with_state(shared.clone(), guard));
     Router::new()

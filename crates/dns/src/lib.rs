@@ -13,6 +13,7 @@
 mod bind;
 mod client;
 mod files;
+mod keep;
 mod link;
 mod log;
 mod mail;
@@ -33,12 +34,15 @@ use std::time::Duration;
 
 use forebay::sys;
 use forebay_core::{Budget, Instant, Ledger, Permits};
+use forebay_dns_core::cache::Flush;
 use forebay_dns_core::forwarder::FrontConfig;
 use forebay_dns_core::guard::RateLimit;
 use forebay_dns_core::wire::HashSeed;
+pub use forebay_dns_core::wire::{NameTextError, parse_name};
 use tokio::sync::{mpsc, oneshot};
 
 use self::files::{Looked, NameFigures, Watch};
+use self::keep::{Keeper, SavedCache};
 use self::places::Places;
 use self::query_log::{QueryLogFigures, QueryLogWriter};
 pub use self::settings::{
@@ -67,6 +71,7 @@ pub struct Server {
     watch: Option<std::sync::mpsc::Sender<()>>,
     query_log: Option<QueryLogWriter>,
     _files: Option<Watch>,
+    keeper: Option<Arc<Keeper>>,
 }
 
 #[derive(Debug)]
@@ -112,6 +117,9 @@ pub fn start(config: DnsConfig) -> Result<Server, StartError> {
         }
         None => (None, None),
     };
+    let path = config.cache.path.as_deref();
+    let cache_bytes = config.cache.bytes as u64 * config.workers as u64;
+    let keeper = path.map(|path| Arc::new(Keeper::new(path.to_owned())));
     let seed = WorkerSeed {
         config: Arc::clone(&config),
         hash_seed,
@@ -119,6 +127,8 @@ pub fn start(config: DnsConfig) -> Result<Server, StartError> {
         clients: Arc::new(Places::new(config.clients.connections_max, config.clients.connections_per_client)),
         tls,
         front,
+        saved: path.and_then(|path| SavedCache::read(path, cache_bytes)).map(Arc::new),
+        keeper: keeper.clone(),
     };
     let mut workers = Vec::new();
     for (index, sockets) in listeners.workers.into_iter().enumerate() {
@@ -147,7 +157,7 @@ pub fn start(config: DnsConfig) -> Result<Server, StartError> {
     };
     let files = Watch::start(looked, config, hash_seed, names, handle.workers.clone())
         .map_err(|error| StartError::Thread { error })?;
-    Ok(Server { addresses, workers, handle, watch, query_log, _files: files })
+    Ok(Server { addresses, workers, handle, watch, query_log, _files: files, keeper })
 }
 
 impl Server {
@@ -162,7 +172,8 @@ impl Server {
         self.handle.clone()
     }
 
-    /// Takes no more queries, answers those in flight, then ends; after `limit` it ends all the same.
+    /// Takes no more queries, answers those in flight, then ends; after `limit` it ends all the same. The cache is saved
+    /// then, if a path is set.
     ///
     /// # Cancel safety
     ///
@@ -192,6 +203,9 @@ impl Server {
         }
         if let Some(log) = &mut self.query_log {
             log.join();
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.finish();
         }
     }
 }
@@ -231,6 +245,33 @@ impl Handle {
         stats
     }
 
+    /// Forgets what the caches of all workers have of a name: every type, and answers that lead to it by an alias. With
+    /// `subtree`, of everything below it too; below the root is everything. `name` is in wire form: see [`parse_name`].
+    ///
+    /// What is in flight to an upstream meanwhile is kept when its answer comes.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, it is forgotten all the same.
+    pub async fn flush(&self, name: &[u8], subtree: bool) -> Flushed {
+        let flush = if subtree { Flush::subtree(name) } else { Flush::name(name) };
+        let mut replies = Vec::new();
+        for worker in &self.workers {
+            let (reply, answer) = oneshot::channel();
+            if worker.send(Command::Flush { flush: flush.clone(), reply }).is_ok() {
+                replies.push(answer);
+            }
+        }
+        let mut flushed = Flushed { entries: 0, workers: 0 };
+        for reply in replies {
+            if let Ok(entries) = reply.await {
+                flushed.entries += entries;
+                flushed.workers += 1;
+            }
+        }
+        flushed
+    }
+
     /// Forgets every cached answer.
     pub fn clear_cache(&self) {
         for worker in &self.workers {
@@ -238,6 +279,15 @@ impl Handle {
             let _ = worker.send(Command::ClearCache);
         }
     }
+}
+
+/// What a flush has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flushed {
+    /// Entries forgotten, all workers together.
+    pub entries: u64,
+    /// Workers that have looked through their caches.
+    pub workers: usize,
 }
 
 /// Why a server did not start.

@@ -104,6 +104,10 @@ pub struct CacheStats {
     pub entries: u64,
     /// Bytes in use.
     pub bytes: u64,
+    /// Those of the answers that were not asked for, but came with others.
+    pub sets: u64,
+    /// Bytes that these take.
+    pub set_bytes: u64,
     /// Lookups that found an answer.
     pub hits: u64,
     /// Lookups that found none.
@@ -234,6 +238,8 @@ impl Stats {
         let (mine, theirs) = (&mut self.cache, &worker.cache);
         mine.entries += theirs.entries;
         mine.bytes += theirs.bytes;
+        mine.sets += theirs.sets;
+        mine.set_bytes += theirs.set_bytes;
         mine.hits += theirs.hits;
         mine.misses += theirs.misses;
         mine.inserts += theirs.inserts;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use forebay::sys::udp::MESSAGES_MAX;
 use forebay::sys::{self, ConnectedRecvBatch, RecvBatch};
 use forebay_core::{Instant, Permits, SlotId};
+use forebay_dns_core::cache::{Flush, Loaded};
 use forebay_dns_core::forwarder::{
     Client, Endpoint, Forwarder, ForwarderConfig, ForwarderConfigError, FrontConfig, Link, LinkAction, Route,
     Upstream,
@@ -23,6 +24,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::LocalSet;
 
 use crate::bind::Sockets;
+use crate::keep::{Keeper, SavedCache};
 use crate::log::Log;
 use crate::mail::Mail;
 use crate::places::Places;
@@ -34,6 +36,9 @@ use crate::{client, link};
 
 /// Room for one received datagram, in bytes: no query is longer, and no answer to what we say we take.
 const DATAGRAM_BYTES: usize = 4096;
+
+/// Entries of the cache that are looked at for a flush before other tasks of the worker get their turn: about 1 ms.
+const FLUSH_STEP: usize = 16_384;
 
 /// How often a draining worker looks whether everything is answered.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
@@ -56,6 +61,10 @@ pub(crate) struct WorkerSeed {
     pub(crate) clients: Arc<Places>,
     /// What encrypted listeners answer a handshake with.
     pub(crate) tls: Option<ServerConfigs>,
+    /// What an earlier process had in its cache.
+    pub(crate) saved: Option<Arc<SavedCache>>,
+    /// Where the cache is saved.
+    pub(crate) keeper: Option<Arc<Keeper>>,
 }
 
 /// What a worker can be told.
@@ -71,6 +80,13 @@ pub(crate) enum Command {
     Local(Arc<LocalData>),
     /// Take another block list.
     Block(Arc<BlockList>),
+    /// Forget some cached answers.
+    Flush {
+        /// Which.
+        flush: Flush,
+        /// Told how many there were.
+        reply: oneshot::Sender<u64>,
+    },
     /// Take no more queries, answer those in flight, end.
     Drain {
         /// After how long to end all the same.
@@ -149,6 +165,7 @@ pub(crate) struct Shell {
     pub(crate) state: RefCell<State>,
     pub(crate) clients: Arc<Places>,
     pub(crate) tls: Option<ServerConfigs>,
+    keeper: Option<Arc<Keeper>>,
     /// Wakes the task that keeps time, when something is due earlier or a connection's task has ended.
     wake: Notify,
     /// Connections whose sockets are closed, to be told to the forwarder.
@@ -242,7 +259,11 @@ impl Shell {
             .collect::<io::Result<Vec<_>>>()?;
         let now = sys::now();
         let config = forwarder_config(&seed.config, &seed.permits, seed.front, seed.hash_seed, random_seed);
-        let forwarder = Forwarder::new(now, config).map_err(io::Error::other)?;
+        let mut forwarder = Forwarder::new(now, config).map_err(io::Error::other)?;
+        if let Some(saved) = &seed.saved {
+            let Loaded { kept, over, left_out } = saved.load(now, &mut forwarder);
+            tracing::info!(kept, over, left_out, "cache loaded");
+        }
         let state = State {
             forwarder,
             mail: Mail::new(udp.clone(), query_log),
@@ -255,6 +276,7 @@ impl Shell {
             state: RefCell::new(state),
             clients: seed.clients,
             tls: seed.tls,
+            keeper: seed.keeper,
             wake: Notify::new(),
             ended: RefCell::default(),
             next_connection: Cell::new(0),
@@ -311,6 +333,14 @@ impl Shell {
                 Some(Command::Block(list)) => {
                     self.state.borrow_mut().forwarder.handle_block(sys::now(), Some(list));
                 }
+                Some(Command::Flush { mut flush, reply }) => {
+                    // Clients are served between the steps.
+                    while !self.state.borrow_mut().forwarder.flush_some(&mut flush, FLUSH_STEP) {
+                        tokio::task::yield_now().await;
+                    }
+                    // Who asked may have stopped waiting.
+                    let _ = reply.send(flush.flushed());
+                }
                 Some(Command::Drain { limit, ended }) => {
                     let limit = sys::now() + limit;
                     // A second order may only hurry.
@@ -328,6 +358,9 @@ impl Shell {
             state.forwarder.close(now, &mut state.mail);
             state.mail.flush();
             state.write_log(now);
+            if let Some(keeper) = &self.keeper {
+                keeper.save(now, &state.forwarder);
+            }
         }
         for ended in waiting {
             // Who asked may have stopped waiting.

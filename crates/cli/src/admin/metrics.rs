@@ -332,6 +332,20 @@ const FAMILIES: &[Family] = &[
         read: |scrape, samples| samples.put(&[], scrape.stats.cache.bytes),
     },
     Family {
+        name: "forebay_dns_cache_sets",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Those of the answers in the cache that nobody asked for: they came with others.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.cache.sets),
+    },
+    Family {
+        name: "forebay_dns_cache_set_bytes",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Memory that these take.",
+        read: |scrape, samples| samples.put(&[], scrape.stats.cache.set_bytes),
+    },
+    Family {
         name: "forebay_dns_cache_inserts_total",
         kind: Kind::Counter,
         labels: &[],

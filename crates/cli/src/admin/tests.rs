@@ -39,9 +39,13 @@ fn admin(server: &Server, token: Option<&str>) -> Admin {
 
 /// Asks for a path, and returns the status and the body.
 fn ask(admin: &Admin, path: &str, headers: &str) -> (u16, String) {
+    request(admin, "GET", path, headers)
+}
+
+fn request(admin: &Admin, method: &str, path: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(admin.address()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: admin\r\n{headers}\r\n").unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: admin\r\n{headers}\r\n").unwrap();
     let mut answer = String::new();
     // The answer ends with its connection.
     stream.read_to_string(&mut answer).unwrap();
@@ -87,6 +91,33 @@ fn a_token_guards_figures_but_not_health() {
     assert_eq!(ask(&admin, "/metrics", "Authorization: Bearer 0123456789abcdef\r\n").0, 200);
     assert_eq!(ask(&admin, "/healthz", "").0, 200);
     assert_eq!(ask(&admin, "/readyz", "").0, 200);
+}
+
+#[test]
+fn a_flush_forgets_a_name_or_a_subtree_and_says_how_much_that_was() {
+    let (_upstream, server) = server();
+    let admin = admin(&server, Some("0123456789abcdef"));
+    let token = "Authorization: Bearer 0123456789abcdef\r\nContent-Length: 0\r\n";
+    let post = |path: &str, headers: &str| request(&admin, "POST", path, headers);
+    assert_eq!(post("/dns/flush?name=one", "Content-Length: 0\r\n").0, 401, "it needs the token");
+    assert_eq!(ask(&admin, "/dns/flush?name=one", token).0, 405, "to look is not to forget");
+    let from_a_page = format!("{token}Origin: https://example.org\r\n");
+    assert_eq!(post("/dns/flush?name=one", &from_a_page).0, 403);
+    let (status, body) = post("/dns/flush?name=a..b", token);
+    assert!(status == 400 && body.contains("a..b") && body.contains("POST /dns/flush?name="), "{body}");
+    let flushed = |path: &str| {
+        let (status, body) = post(path, token);
+        assert_eq!(status, 200, "{body}");
+        let report: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(report["workers"], 1);
+        report["flushed"].as_u64().unwrap()
+    };
+    assert_eq!(flushed("/dns/flush?name=three"), 0);
+    assert_eq!(flushed("/dns/flush?name=ONE"), 1);
+    assert_eq!(flushed("/dns/flush?name=one"), 0);
+    assert_eq!(flushed("/dns/flush?name=.&subtree=true"), 1);
+    let samples = parse(&ask(&admin, "/metrics", token).1);
+    assert_eq!((samples["forebay_dns_cache_entries"], samples["forebay_dns_flushed_total"]), (0.0, 2.0));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use forebay_core::Instant;
 
 use super::ring::{Cursor, NewEntry};
 use super::{MessageCache, NotKept, TICKS_PER_SEC, age_of, tag, tick};
-use crate::wire::{AnswerKind, HashSeed, QuestionKey, Scan};
+use crate::wire::{Answer, AnswerKind, HashSeed, QuestionKey, Scan};
 
 const MAGIC: [u8; 8] = *b"FOREBAYC";
 const VERSION: u16 = 1;
@@ -209,9 +209,16 @@ fn split_entry(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 impl MessageCache {
-    /// Puts the entries of a file in, `away_secs` after it was saved. Where an entry is there already, the one that
-    /// lasts longer stays.
-    pub fn load(&mut self, file: &SavedFile<'_>, away_secs: u64, seed: &HashSeed, now: Instant) -> Loaded {
+    /// Puts those entries of a file in that are `wanted`, `away_secs` after it was saved. Where an entry is there
+    /// already, the one that lasts longer stays.
+    pub fn load(
+        &mut self,
+        file: &SavedFile<'_>,
+        away_secs: u64,
+        seed: &HashSeed,
+        now: Instant,
+        mut wanted: impl FnMut(&QuestionKey, &Answer<'_>) -> bool,
+    ) -> Loaded {
         let mut loaded = Loaded::default();
         let mut scan = Scan::new();
         let mut key = QuestionKey::empty();
@@ -221,7 +228,7 @@ impl MessageCache {
             let Some((head, wire)) = entry.split_first_chunk::<ENTRY_HEAD_LEN>() else { break };
             let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
             let saved = SavedEntry { marks: head[2], ttl_secs: word(3), age_ticks: word(7) };
-            match self.load_one(&saved, wire, away_secs, seed, now, &mut scan, &mut key) {
+            match self.load_one(&saved, wire, away_secs, seed, now, &mut scan, &mut key, &mut wanted) {
                 Ok(true) => loaded.kept += 1,
                 Ok(false) => loaded.over += 1,
                 Err(_) => loaded.left_out += 1,
@@ -231,7 +238,7 @@ impl MessageCache {
     }
 
     /// Puts one entry in. Returns false if its time is over.
-    #[expect(clippy::too_many_arguments, reason = "the last two are memory to work in")]
+    #[expect(clippy::too_many_arguments, reason = "two are memory to work in")]
     fn load_one(
         &mut self,
         saved: &SavedEntry,
@@ -241,6 +248,7 @@ impl MessageCache {
         now: Instant,
         scan: &mut Scan,
         key: &mut QuestionKey,
+        wanted: &mut impl FnMut(&QuestionKey, &Answer<'_>) -> bool,
     ) -> Result<bool, NotKept> {
         if self.ring.capacity() == 0 {
             return Err(NotKept::NoCache);
@@ -265,6 +273,9 @@ impl MessageCache {
         // Below fourteen days of ticks.
         let age_ticks = age_ticks as u32;
         key.fill(answer.question, saved.marks & KEY_FLAGS, seed);
+        if !wanted(key, &answer) {
+            return Err(NotKept::OtherQuestion);
+        }
         let left_ticks = i64::from(ttl_secs * TICKS_PER_SEC) - i64::from(age_ticks);
         if let Some((_, position)) = self.find(key) {
             let head = self.ring.head_at(position);

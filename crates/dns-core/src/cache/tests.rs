@@ -450,7 +450,7 @@ fn a_loaded_cache_says_what_the_saved_one_would_say_then() {
     let mut loaded = stale_cache(50);
     let other_seed = HashSeed::from_bytes([3; 16]);
     // The other process has run for one second only.
-    let report = loaded.load(&saved, 20, &other_seed, at(1));
+    let report = loaded.load(&saved, 20, &other_seed, at(1), |_, _| true);
     assert_eq!(report, Loaded { kept: 300, over: 0, left_out: 0 });
     for number in 0..300 {
         let query = Message::query(&format!("n{number}.test"), 1);
@@ -462,9 +462,9 @@ fn a_loaded_cache_says_what_the_saved_one_would_say_then() {
     }
     // What is too old even to be stale is left out.
     let too_old = (0..300).filter(|number| number + number % 7 <= 50).count() as u64;
-    let report = stale_cache(50).load(&saved, 100, &seed(), at(1));
+    let report = stale_cache(50).load(&saved, 100, &seed(), at(1), |_, _| true);
     assert_eq!((report.kept + report.over, report.over), (300, too_old));
-    let report = stale_cache(0).load(&saved, u64::MAX, &seed(), at(1));
+    let report = stale_cache(0).load(&saved, u64::MAX, &seed(), at(1), |_, _| true);
     assert_eq!(report.over, 300);
 }
 
@@ -481,7 +481,7 @@ fn of_two_that_were_saved_the_longer_lasting_is_loaded() {
         }
         saver.end(&mut file);
         let mut cache = stale_cache(0);
-        cache.load(&SavedFile::read(&file, 0).unwrap(), 0, &seed(), at(0));
+        cache.load(&SavedFile::read(&file, 0).unwrap(), 0, &seed(), at(0), |_, _| true);
         assert_eq!(ttls(&mut cache, &key("a", 1), at(0)), Some(vec![80]));
     }
 }
@@ -490,11 +490,11 @@ fn of_two_that_were_saved_the_longer_lasting_is_loaded() {
 fn a_file_larger_than_the_cache_leaves_its_newest_entries() {
     let file = save(&filled(2_000), 0, at(10));
     let mut small = MessageCache::new(MessageCache::BYTES_MIN, CachePolicy::default()).unwrap();
-    small.load(&SavedFile::read(&file, 0).unwrap(), 0, &seed(), at(0));
+    small.load(&SavedFile::read(&file, 0).unwrap(), 0, &seed(), at(0), |_, _| true);
     assert!(small.lookup(&key("n1999.test", 1), at(0)).is_some());
     assert!(small.counters().bytes <= MessageCache::BYTES_MIN as u64);
     let mut none = cache(0);
-    assert_eq!(none.load(&SavedFile::read(&file, 0).unwrap(), 0, &seed(), at(0)).kept, 0);
+    assert_eq!(none.load(&SavedFile::read(&file, 0).unwrap(), 0, &seed(), at(0), |_, _| true).kept, 0);
 }
 
 #[test]
@@ -502,7 +502,7 @@ fn a_loaded_entry_obeys_the_policy_of_now() {
     let file = save(&filled(300), 0, at(10));
     let policy = CachePolicy { ttl_max: Duration::from_secs(60), ..CachePolicy::default() };
     let mut cache = with_policy(policy);
-    cache.load(&SavedFile::read(&file, 0).unwrap(), 0, &seed(), at(10));
+    cache.load(&SavedFile::read(&file, 0).unwrap(), 0, &seed(), at(10), |_, _| true);
     assert_eq!(ttls(&mut cache, &key("n294.test", 1), at(10)), Some(vec![50]));
 }
 
@@ -714,9 +714,9 @@ proptest! {
         saver.end_with(&entries, &mut file);
         let saved = SavedFile::read(&file, 0).expect("a good file");
         prop_assert_eq!(saved.count, entries.len() as u64);
-        let report = cache.load(&saved, away % 50, &seed(), at(now));
+        let report = cache.load(&saved, away % 50, &seed(), at(now), |_, _| true);
         prop_assert_eq!(report.kept + report.over + report.left_out, saved.count);
-        cache.load(&saved, away, &seed(), at(now));
+        cache.load(&saved, away, &seed(), at(now), |_, _| true);
         prop_assert!(cache.counters().entries <= 8);
         let mut key = QuestionKey::empty();
         let query = Message::query("a.test", 1);

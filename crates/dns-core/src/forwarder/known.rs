@@ -71,8 +71,14 @@ impl Forwarder {
         saver.save(&self.cache, now, out)
     }
 
-    /// Puts the entries of a file into the cache, `away_secs` after it was saved.
+    /// Puts the entries of a file into the cache, `away_secs` after it was saved; what would be answered here now, or
+    /// kept from clients, is left out.
     pub fn load(&mut self, now: Instant, file: &SavedFile<'_>, away_secs: u64) -> Loaded {
-        self.cache.load(file, away_secs, &self.seed, now)
+        let Self { cache, front, seed, .. } = self;
+        cache.load(file, away_secs, seed, now, |key, answer| {
+            front
+                .asked_about(key.name())
+                .is_some_and(|upstream| !front.objects_to(upstream, key.name(), answer))
+        })
     }
 }

@@ -1,5 +1,7 @@
 //! `[dns.cache]`: what is kept of answers, and for how long.
 
+use std::path::PathBuf;
+
 use forebay::units::{Size, Span};
 use forebay_dns_core::cache::{CacheConfigError, CachePolicy, MessageCache};
 use forebay_dns_core::forwarder::{ForwarderConfigError, PrefetchConfig, StaleConfig};
@@ -43,6 +45,9 @@ pub struct CacheSettings {
     pub prefetch_below: u8,
     /// So many are fetched at once, per worker. Default 64.
     pub prefetch_max: u32,
+    /// A file in which the cache is kept while the server is off: written when it ends, read when it starts. Empty, as it
+    /// is unless said, is none.
+    pub path: String,
 }
 
 impl Default for CacheSettings {
@@ -64,6 +69,7 @@ impl Default for CacheSettings {
             prefetch_hits: prefetch.uses,
             prefetch_below: prefetch.below_percent,
             prefetch_max: prefetch.running_max,
+            path: String::new(),
         }
     }
 }
@@ -76,6 +82,8 @@ pub(crate) struct CacheShare {
     pub(crate) rrsets: bool,
     pub(crate) stale: Option<StaleConfig>,
     pub(crate) prefetch: Option<PrefetchConfig>,
+    /// Where it is kept while the server is off; `None` without a cache.
+    pub(crate) path: Option<PathBuf>,
 }
 
 impl CacheSettings {
@@ -127,6 +135,7 @@ impl CacheSettings {
             rrsets: self.rrsets,
             stale: self.serve_stale.then_some(stale),
             prefetch: self.prefetch.then_some(prefetch),
+            path: (bytes > 0 && !self.path.is_empty()).then(|| self.path.clone().into()),
         })
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::world::{OK, World, answer_to, config, rcode, tcp, udp};
+use crate::cache::{SavedFile, Saver};
 use crate::forwarder::{AnyPolicy, Client, ForwarderConfig, FrontConfig, Handled, Route, StreamKind};
 use crate::guard::{PrefixSet, RateConfig, RateLimit, RebindConfig};
 use crate::local::{BlockAnswer, BlockList, BlockListBuilder, LocalData, LocalDataBuilder, LocalRecord};
@@ -387,4 +388,22 @@ fn a_name_that_is_blocked_since_is_not_given_stale() {
     let now = world.now;
     world.forwarder.handle_block(now, Some(block(&["a.test"])));
     assert_eq!(world.told(&edns("a.test", 1)).error, Some(15));
+}
+
+#[test]
+fn what_was_saved_of_names_that_are_answered_here_now_is_left_out() {
+    let mut before = world(FrontConfig::default());
+    before.learn("host.onion", [192, 0, 2, 1]);
+    before.learn("a.test", [10, 0, 0, 1]);
+    before.learn("b.test", [192, 0, 2, 2]);
+    let mut file = Vec::new();
+    let mut saver = Saver::begin(0, &mut file);
+    while !before.forwarder.save(before.now, &mut saver, &mut file) {}
+    saver.end(&mut file);
+    let rebind = Some(RebindConfig { allow: Vec::new() });
+    let mut after = world(FrontConfig { special_names: true, rebind, ..FrontConfig::default() });
+    let loaded = after.forwarder.load(after.now, &SavedFile::read(&file, 0).unwrap(), 0);
+    assert_eq!((loaded.kept, loaded.left_out), (1, 2));
+    assert_eq!(after.told(&edns("host.onion", 1)).rcode, 3);
+    assert_eq!(after.told(&edns("b.test", 1)).rdata, [192, 0, 2, 2]);
 }
