@@ -15,6 +15,7 @@
 //! ```
 
 mod answer;
+mod attack;
 mod server;
 
 use std::io::{self, Write};
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use forebay::sys::{TcpListenerOptions, UdpOptions, process, tcp_listener, udp_listener};
 
+pub use self::attack::Attack;
 use crate::message;
 
 /// What the responder does to queries. The default answers everything at once and rightly. All of it combines.
@@ -190,6 +192,7 @@ pub fn expected_a_of_wire(name: &[u8]) -> Ipv4Addr {
 pub struct Responder {
     address: SocketAddr,
     shared: Arc<Shared>,
+    udp: UdpSocket,
     wake: UnixStream,
     thread: Option<JoinHandle<()>>,
 }
@@ -293,7 +296,9 @@ impl Builder {
             version: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             counters: Counters::default(),
+            targets: attack::Targets::default(),
         });
+        let own = udp.try_clone()?;
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
@@ -309,7 +314,7 @@ impl Builder {
             }
         })?;
         started.recv().expect("the thread says whether it has started")?;
-        Ok(Responder { address, shared, wake, thread: Some(thread) })
+        Ok(Responder { address, shared, udp: own, wake, thread: Some(thread) })
     }
 }
 
@@ -345,6 +350,7 @@ struct Shared {
     version: AtomicU64,
     stop: AtomicBool,
     counters: Counters,
+    targets: attack::Targets,
 }
 
 /// Counted by the thread, read by the handle.

@@ -177,6 +177,7 @@ impl Server {
         let arrived = if plan.is_prompt() { Instant::ZERO } else { now() };
         for datagram in batch.datagrams() {
             self.shared.counters.saw_port(datagram.peer.port());
+            self.shared.targets.note(datagram.peer, datagram.local, datagram.bytes);
             let route = Route::Udp { peer: datagram.peer, local: datagram.local };
             self.answer(&plan, datagram.bytes, route, arrived);
         }

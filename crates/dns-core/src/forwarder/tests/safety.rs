@@ -188,3 +188,81 @@ fn the_entropy_is_that_of_sockets_and_unused_ids() {
     world.ask(udp(1), &Message::query("a.test", 1));
     assert!(bits(&world).1 < 19.0 && bits(&world).1 > 18.999);
 }
+
+/// Over many queries, with answers that come late, twice and in any order, each reply is one that was made for a query of
+/// its own question: `FOREBAY_LATE_QUERIES` says how many, 100,000 unless given.
+#[test]
+fn no_late_or_doubled_answer_ever_reaches_a_later_query() {
+    let queries =
+        std::env::var("FOREBAY_LATE_QUERIES").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000u32);
+    let mut settings = config(2);
+    settings.cache_bytes = 0;
+    settings.attempt_timeout = Duration::from_millis(50);
+    settings.query_timeout = Duration::from_millis(200);
+    for endpoint in &mut settings.upstreams[0].endpoints {
+        if let Some(link) = &mut endpoint.datagram {
+            (link.config.connections_min, link.config.capacity) = (4, 64);
+            link.config.uses_max = Some(20_000);
+        }
+    }
+    let mut world = World::new(settings);
+    let mut rng = forebay_core::Rng::new(5);
+    // Each answer carries the number of the flight that it was made for; few names, so that they come again and again.
+    let mut post: std::collections::BTreeMap<(u64, u32), (SlotId, Vec<u8>)> =
+        std::collections::BTreeMap::new();
+    let mut flight_of: Vec<u32> = vec![0; 64];
+    let mut open: Vec<Option<u16>> = vec![None; 64];
+    let (mut asked, mut posted, mut replied, mut failed) = (0u32, 0u32, 0u32, 0u32);
+    while asked < queries || open.iter().any(Option::is_some) {
+        for name in 0..64usize {
+            if asked < queries && open[name].is_none() && rng.percent(30) {
+                asked += 1;
+                flight_of[name] = asked;
+                open[name] = Some(asked as u16);
+                let mut query = Message::query(&format!("n{name}.test"), 1);
+                query.0[..2].copy_from_slice(&(asked as u16).to_be_bytes());
+                world.ask(udp(name as u16), &query);
+            }
+        }
+        for (slot, query) in std::mem::take(&mut world.mail.sent) {
+            let name: usize =
+                std::str::from_utf8(&query[14..13 + usize::from(query[12])]).unwrap().parse().unwrap();
+            let answer = answer_to(&query, OK).record(0, 1, 60, &flight_of[name].to_be_bytes()).0;
+            let copies = 1 + rng.below(3);
+            for _ in 0..copies {
+                // Most come in time; one in ten after its attempt's time, or even the question's.
+                let delay = u64::from(if rng.percent(10) { rng.below(600) } else { rng.below(20) });
+                posted += 1;
+                post.insert((world.now.as_nanos() / 1_000_000 + delay, posted), (slot, answer.clone()));
+            }
+        }
+        world.pass(Duration::from_millis(1));
+        let now = world.now.as_nanos() / 1_000_000;
+        while post.first_key_value().is_some_and(|((at, _), _)| *at <= now) {
+            if let Some((_, (slot, bytes))) = post.pop_first()
+                && world.links.contains_key(&slot)
+            {
+                world.answer(slot, &bytes);
+            }
+        }
+        for (client, reply) in std::mem::take(&mut world.mail.replies) {
+            let crate::forwarder::Client::Udp { peer, .. } = client else { panic!("all ask over UDP") };
+            let name = usize::from(peer.port());
+            assert_eq!(open[name].take(), Some(id(&reply)), "a reply to a question that is not open");
+            replied += 1;
+            if rcode(&reply) != 0 {
+                failed += 1;
+                continue;
+            }
+            assert_eq!(reply[reply.len() - 4..], flight_of[name].to_be_bytes(), "an old answer for n{name}");
+        }
+    }
+    let counters = world.forwarder.counters();
+    println!(
+        "{replied} queries, {posted} answers sent, {} taken, {} late or doubled, {} unexpected, {failed} failed",
+        counters.answers, counters.late, counters.unexpected
+    );
+    assert_eq!(replied, queries);
+    assert!(counters.late > u64::from(queries) / 2 && failed < queries / 20);
+    assert_eq!((counters.unexpected, counters.bursts), (0, 0));
+}
