@@ -63,6 +63,10 @@ pub struct Script {
     /// TCP connections that are open when this script comes are never answered again, nor closed, as if a firewall had
     /// forgotten them. Default: false.
     pub half_open: bool,
+    /// Lower-cases the question in its answers. Default: false.
+    pub fold_case: bool,
+    /// Answers cookies with its own (RFC 7873), eight bytes made of the client's. Default: false.
+    pub cookies: bool,
     /// How many records an answer has: for A, the first is [`expected_a`], the others count up from it. Default: 1.
     pub records: u16,
     /// How many aliases lead to the records. Default: 0.
@@ -88,6 +92,8 @@ impl Default for Script {
             first_only: false,
             answers_max: None,
             half_open: false,
+            fold_case: false,
+            cookies: false,
             records: 1,
             cnames: 0,
             ttl: 60,

@@ -55,6 +55,11 @@ pub(crate) fn dial(
         Carrier::Datagram => {
             let remote = remote(&shell.config.upstreams()[usize::from(endpoint)]);
             let result = remote.and_then(open_datagram).map(|socket| {
+                if shell.config.safety.cookies
+                    && let Ok(local) = socket.local_addr()
+                {
+                    state.forwarder.note_local(slot, local.ip());
+                }
                 let reader = read_datagrams(ended, Rc::clone(shell), slot, Rc::clone(&socket));
                 let task = tokio::task::spawn_local(reader).abort_handle();
                 state.mail.links.insert(slot, task, LinkIo::Datagram(socket));

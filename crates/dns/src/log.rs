@@ -77,5 +77,12 @@ pub(crate) fn notify(notice: Notice, endpoint: &str) {
             answers,
             "this upstream answers only so many queries on a connection: each is used for no more, for ten minutes"
         ),
+        Notice::CaseNotKept => tracing::warn!(
+            endpoint,
+            "this upstream does not keep the letter case of questions: it is asked in lower case for ten minutes"
+        ),
+        Notice::CookiesLost => {
+            tracing::warn!(endpoint, "this upstream gave DNS cookies, and does so no more");
+        }
     }
 }

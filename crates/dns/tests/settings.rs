@@ -303,7 +303,7 @@ fn a_stream_that_cannot_be_made_is_given_up_after_dial_timeout() {
 #[test]
 fn near_misses_max_is_how_many_guesses_make_it_ask_over_tcp() {
     let upstream = upstream(Script { decoys: 3, ..Script::default() });
-    let safety = SafetySettings { near_misses_max: 0 };
+    let safety = SafetySettings { near_misses_max: 0, ..SafetySettings::default() };
     let udp = UdpSettings { connections_min: 1, ..UdpSettings::default() };
     let server = run(&Settings { safety, udp, ..settings(&[&upstream]) });
     ask(&server, 0..20);
@@ -312,6 +312,40 @@ fn near_misses_max_is_how_many_guesses_make_it_ask_over_tcp() {
     ask(&server, 0..20);
     assert_eq!(server.stats().counters.bursts, 1);
     assert!(upstream.stats().tcp_queries >= 18, "{:?}", upstream.stats());
+}
+
+#[test]
+fn randomize_case_spells_names_at_random_and_asks_again_where_letters_are_lost() {
+    let upstream = upstream(Script { fold_case: true, ..Script::default() });
+    let over_tcp = |randomize_case| {
+        let before = upstream.stats().tcp_queries;
+        let safety = SafetySettings { randomize_case, ..SafetySettings::default() };
+        let server = run(&Settings { safety, ..settings(&[&upstream]) });
+        ask(&server, 0..20);
+        (upstream.stats().tcp_queries - before, server.stats().counters.case_mismatches)
+    };
+    assert_eq!(over_tcp(false), (0, 0));
+    let (queries, mismatches) = over_tcp(true);
+    assert_eq!(queries, mismatches);
+    assert!((5..=20).contains(&queries), "eight in a row, and it is spared: {queries}");
+}
+
+#[test]
+fn cookies_are_sent_and_demanded_of_those_that_give_them() {
+    let upstream = upstream(Script { cookies: true, ..Script::default() });
+    let missing = |cookies| {
+        upstream.set_script(Script { cookies: true, ..Script::default() });
+        let safety = SafetySettings { cookies, ..SafetySettings::default() };
+        let server = run(&Settings { safety, ..settings(&[&upstream]) });
+        ask(&server, 0..20);
+        assert_eq!(server.stats().counters.cookies_missing, 0);
+        let bits = server.stats().pools[0].entropy_bits.expect("over UDP");
+        assert_eq!(bits > 80.0, cookies, "{bits}");
+        upstream.set_script(Script::default());
+        ask(&server, 20..40);
+        server.stats().counters.cookies_missing
+    };
+    assert_eq!((missing(false), missing(true)), (0, 8));
 }
 
 #[test]

@@ -16,12 +16,14 @@ pub(super) struct Query<'a> {
     pub(super) name: &'a [u8],
     qtype: QueryType,
     question_end: usize,
-    edns: Option<Edns>,
+    edns: Option<Edns<'a>>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Edns {
+struct Edns<'a> {
     size: usize,
+    /// The client's cookie (RFC 7873 §4.1).
+    cookie: Option<&'a [u8; 8]>,
     /// The DO bit (RFC 3225 §3).
     dnssec_ok: bool,
 }
@@ -69,11 +71,26 @@ fn read_query(message: &[u8]) -> Option<Query<'_>> {
     for _ in 0..u16_at(message, 10)? {
         let record = next_record(message, &mut at)?;
         if record.rtype == QueryType::OPT {
-            edns =
-                Some(Edns { size: usize::from(record.class).max(512), dnssec_ok: record.ttl & 0x8000 != 0 });
+            edns = Some(Edns {
+                size: usize::from(record.class).max(512),
+                cookie: cookie_in(record.data),
+                dnssec_ok: record.ttl & 0x8000 != 0,
+            });
         }
     }
     Some(Query { message, name, qtype: QueryType(u16_at(message, name_end)?), question_end, edns })
+}
+
+/// The client's cookie among options, which are code, length and value each (RFC 6891 §6.1.2).
+fn cookie_in(mut options: &[u8]) -> Option<&[u8; 8]> {
+    loop {
+        let (code, length) = (u16_at(options, 0)?, usize::from(u16_at(options, 2)?));
+        let value = options.get(4..4 + length)?;
+        if code == 10 {
+            return value.first_chunk();
+        }
+        options = &options[4 + length..];
+    }
 }
 
 /// A script, ready to follow.
@@ -128,13 +145,17 @@ pub(super) fn write(
         None | Some(Verdict::NoData | Verdict::Silence) => 0,
     };
     write_head(out, query, rcode, lies);
+    if script.fold_case {
+        out[start + HEADER..start + query.question_end - 4].make_ascii_lowercase();
+    }
     let mut counts = Counts::default();
     match verdict {
         None => write_records(out, start, query, script, lies, &mut counts),
         Some(Verdict::NxDomain | Verdict::NoData) => write_soa(out, script.ttl, &mut counts),
         Some(_) => {}
     }
-    let opt = if query.edns.is_some() { 11 } else { 0 };
+    let cookie = query.edns.and_then(|edns| edns.cookie).filter(|_| script.cookies);
+    let opt = if query.edns.is_some() { 11 } else { 0 } + if cookie.is_some() { 20 } else { 0 };
     if udp && is_too_long(out.len() - start + opt, query, script.truncate) {
         out.truncate(start + query.question_end);
         out[start + 2] |= 0x02;
@@ -144,7 +165,13 @@ pub(super) fn write(
         // RFC 6891 §6.1.1: an answer to a query with OPT has one too.
         out.extend_from_slice(&[0, 0, QueryType::OPT.0 as u8]);
         out.extend_from_slice(&EDNS_SIZE.to_be_bytes());
-        out.extend_from_slice(&[0, 0, if edns.dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]);
+        let options = if cookie.is_some() { 20 } else { 0 };
+        out.extend_from_slice(&[0, 0, if edns.dnssec_ok { 0x80 } else { 0 }, 0, 0, options]);
+        if let Some(client) = cookie {
+            out.extend_from_slice(&[0, 10, 0, 16]);
+            out.extend_from_slice(client);
+            out.extend(client.iter().map(|byte| byte ^ 0xa5));
+        }
         counts.additional = 1;
     }
     out[start + 6..start + 8].copy_from_slice(&counts.answer.to_be_bytes());

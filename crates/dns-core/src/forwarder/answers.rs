@@ -21,6 +21,11 @@ impl Forwarder {
         out: &mut impl Outbox,
     ) -> bool {
         let Some(attempt) = self.expected(now, slot, bytes) else { return false };
+        if self.flights.attempt(attempt).letters != 0
+            && !self.is_spelled_right(now, slot, attempt, bytes, out)
+        {
+            return true;
+        }
         let flight = self.flights.attempt(attempt).flight;
         let answer = match scan.scan_answer(bytes) {
             Ok(answer) if !(answer.question.is_empty() && answer.rcode == rcode::NOERROR) => answer,
@@ -35,6 +40,9 @@ impl Forwarder {
                 return true;
             }
         };
+        if self.safety.cookies && !self.is_cookie_right(now, slot, attempt, &answer, out) {
+            return true;
+        }
         if self.is_doubtful(now, slot) {
             self.ask_over_stream(now, attempt, out);
             return true;

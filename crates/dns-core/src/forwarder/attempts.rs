@@ -3,9 +3,11 @@
 use forebay_core::{Acquired, Cause, Instant, Lease, Outcome, Refusal};
 
 use super::config::{Carrier, Strategy};
+use super::cookies;
 use super::errors::ede;
 use super::exchange::Settled;
 use super::flight::{Attempt, AttemptState};
+use super::letters::spell;
 use super::{Client, Forwarder, Group, Outbox};
 use crate::wire::{
     ExtendedError, HEADER_LEN, MESSAGE_LEN_MAX, QUERY_BLOCK, Query, QuestionKey, UpstreamQuery, option, pad,
@@ -212,7 +214,12 @@ impl Forwarder {
             self.engine.release(now, lease, Outcome::Unused);
             return false;
         };
+        let endpoint = self.flights.attempt(attempt).endpoint;
+        let letters = self.choose_letters(now, endpoint, carrier);
+        let mut cookie = [0; cookies::OPTION_MAX];
+        let cookie_len = self.write_cookie(slot, carrier, &mut cookie);
         let this = self.flights.attempt_mut(attempt);
+        this.letters = letters;
         (this.began, this.late, this.state) = (now, false, AttemptState::Sent { lease, id });
         self.counters.transmits += 1;
         let this = self.flights.flight(self.flights.attempt(attempt).flight);
@@ -225,18 +232,27 @@ impl Forwarder {
             dnssec_ok: flags & QuestionKey::DO != 0,
             udp_size: this.edns.then_some(self.udp_size),
             // RFC 7828 §3.2.1: it asks how long the connection may stand; over UDP it must not be there.
-            options: if carrier == Carrier::Stream { &KEEPALIVE } else { &[] },
+            options: if carrier == Carrier::Stream { &KEEPALIVE } else { &cookie[..cookie_len] },
         };
-        let endpoint = &self.endpoints[usize::from(self.roles[slot.endpoint().index()].0)];
+        let is_encrypted = self.endpoints[usize::from(endpoint)].is_encrypted;
         // Without an OPT record there is no place for padding.
-        let is_padded = endpoint.is_encrypted && carrier == Carrier::Stream && query.udp_size.is_some();
+        let is_padded = is_encrypted && carrier == Carrier::Stream && query.udp_size.is_some();
+        let name_len = this.key.name().len();
+        let mut spelled = 0;
         out.transmit(slot, |buffer| {
             let base = buffer.len();
+            let name = base + HEADER_LEN;
             write_query(buffer, &query);
+            if letters != 0 {
+                spelled = spell(&mut buffer[name..name + name_len], letters);
+            }
             if is_padded {
                 pad(buffer, base, base + HEADER_LEN + query.question.len(), QUERY_BLOCK, MESSAGE_LEN_MAX);
             }
         });
+        if letters != 0 {
+            self.note_letters(endpoint, spelled);
+        }
         if self.exchanges.get_mut(slot).is_some_and(|exchange| exchange.is_worn_out()) {
             self.engine.handle_goodbye(now, slot);
         }

@@ -88,6 +88,14 @@ counters! {
     rotated,
     /// Answers that fitted, but were asked for again over a stream because they may have been guessed.
     distrusted,
+    /// Answers whose question was spelled otherwise than it was asked; asked for again.
+    case_mismatches,
+    /// Answers with a cookie that is not ours: forged.
+    cookies_wrong,
+    /// Answers without a cookie from an upstream that gives them; asked for again.
+    cookies_missing,
+    /// Queries refused because of an old cookie; asked again with a new one.
+    cookies_refused,
     /// Streams held back because a query on them was not answered in time.
     suspects,
     /// Streams closed because another answered what they had not, or to make room for one.

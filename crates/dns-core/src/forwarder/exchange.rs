@@ -28,6 +28,8 @@ pub(crate) struct Exchange {
     pub(crate) answers: u64,
     /// Whether a query on it was not answered in time, and nothing since. Streams only.
     pub(crate) suspect: bool,
+    /// Our cookie on it (RFC 7873).
+    pub(crate) cookie: [u8; 8],
     /// Time-outs since the last answer.
     pub(crate) silent: u32,
     /// Queries whose answers nobody waits for any more, in no order.

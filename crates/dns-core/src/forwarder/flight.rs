@@ -113,6 +113,8 @@ pub(crate) struct Attempt {
     pub(crate) began: Instant,
     /// Its time is up: the next attempt has begun, and its answer is still welcome.
     pub(crate) late: bool,
+    /// How its name is spelled; 0 is in lower case.
+    pub(crate) letters: u64,
     pub(crate) state: AttemptState,
 }
 
@@ -159,6 +161,8 @@ pub(crate) struct Flight {
     pub(crate) edns: bool,
     /// Whether queries go over a stream: after a truncated answer.
     pub(crate) stream: bool,
+    /// Whether an upstream has refused a cookie of ours.
+    pub(crate) cookie_refused: bool,
     /// The error that an upstream answered, told to the clients if nobody knows better.
     pub(crate) rcode: Option<u16>,
     /// The last failure of an attempt.
@@ -224,6 +228,7 @@ impl Flights {
             stale: StaleState::Unknown,
             edns: true,
             stream: false,
+            cookie_refused: false,
             rcode: None,
             failure: None,
         };
@@ -316,7 +321,7 @@ impl Flights {
         state: AttemptState,
     ) -> u32 {
         let next = self.flights[flight as usize].attempts;
-        let attempt = Attempt { flight, next, endpoint, began: now, late: false, state };
+        let attempt = Attempt { flight, next, endpoint, began: now, late: false, letters: 0, state };
         let index = match self.attempts_free.pop() {
             Some(index) => {
                 self.attempts[index as usize] = attempt;

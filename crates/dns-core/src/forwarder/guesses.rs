@@ -49,11 +49,17 @@ impl Forwarder {
             return;
         }
         self.counters.unexpected += 1;
+        self.note_guess(now, slot);
+    }
+
+    /// Somebody may have sent a guess to this socket.
+    pub(super) fn note_guess(&mut self, now: Instant, slot: SlotId) {
         let max = self.safety.near_misses_max;
         let (endpoint, carrier) = self.roles[slot.endpoint().index()];
-        if carrier == Carrier::Stream || max == 0 {
+        let Some(exchange) = self.exchanges.get_mut(slot).filter(|_| carrier == Carrier::Datagram && max > 0)
+        else {
             return;
-        }
+        };
         exchange.guesses += 1;
         let burst = exchange.guesses.is_multiple_of(max);
         let watch = &mut self.endpoints[usize::from(endpoint)].watch;
@@ -117,15 +123,34 @@ impl Forwarder {
         self.attempt_again(now, flight, endpoint, out);
     }
 
+    /// Something about an answer over datagrams is wrong, that need not be anybody's ill will: asks again over a stream of
+    /// the same endpoint, or else once more.
+    pub(super) fn ask_otherwise(&mut self, now: Instant, attempt: u32, out: &mut impl Outbox) {
+        let (flight, endpoint) = {
+            let attempt = self.flights.attempt(attempt);
+            (attempt.flight, attempt.endpoint)
+        };
+        if self.engine.is_available(now, self.endpoints[usize::from(endpoint)].stream) {
+            return self.ask_over_stream(now, attempt, out);
+        }
+        self.drop_attempt(now, attempt, Outcome::Unused);
+        self.forget_asked(flight, endpoint);
+        self.attempt_again(now, flight, endpoint, out);
+    }
+
     /// How hard an answer over datagrams is to guess, in bits: endpoint by its place among all, and the logarithm of
     /// how many pairs of socket and unused id the next query's is one of. That is for somebody who knows the ports of
-    /// all sockets; who does not has those to find too.
+    /// all sockets; who does not has those to find too. With random letter case, the letters of a usual name count too;
+    /// with cookies that are known, their 64 bits.
     pub fn entropy(&self) -> impl Iterator<Item = (u16, f64)> + '_ {
         self.endpoints.iter().enumerate().filter_map(|(index, address)| {
             let datagram = address.datagram?;
             let places: u64 =
                 self.exchanges.open_at(datagram).map(|(_, exchange)| u64::from(exchange.ids_left())).sum();
-            Some((index as u16, (places.max(1) as f64).log2()))
+            let endpoint = index as u16;
+            let bits =
+                (places.max(1) as f64).log2() + self.letter_bits(endpoint) + self.cookie_bits(endpoint);
+            Some((endpoint, bits))
         })
     }
 }

@@ -18,6 +18,7 @@ mod actions;
 mod answers;
 mod attempts;
 mod config;
+mod cookies;
 mod counters;
 mod errors;
 mod exchange;
@@ -25,6 +26,7 @@ mod flight;
 mod front;
 mod guesses;
 mod known;
+mod letters;
 mod notices;
 mod refresh;
 mod safety;
@@ -49,6 +51,7 @@ pub use self::config::{
     Carrier, Endpoint, ForwarderConfig, ForwarderConfigError, Link, PrefetchConfig, Route, StaleConfig,
     Strategy, StrategyConfig, Upstream,
 };
+use self::cookies::Cookie;
 pub use self::counters::ForwarderCounters;
 use self::errors::{count_reply, terms};
 use self::exchange::Exchanges;
@@ -57,6 +60,7 @@ pub use self::flight::{Client, StreamKind};
 use self::front::Front;
 pub use self::front::{AnyPolicy, FrontConfig, How};
 use self::guesses::Watch;
+use self::letters::Letters;
 pub use self::notices::Notice;
 use self::notices::Notices;
 use self::refresh::Refresh;
@@ -147,6 +151,9 @@ pub struct Forwarder {
     /// What is known of streams, by the engine's endpoint; and of how many something is.
     habits: Vec<Habits>,
     habits_learnt: u32,
+    /// What our cookies are made with, and the addresses of sockets that are being made.
+    cookie_key: [u8; 16],
+    locals: Vec<(SlotId, std::net::IpAddr)>,
     /// Streams that are known to be dead.
     condemned: Vec<SlotId>,
     counters: ForwarderCounters,
@@ -178,6 +185,8 @@ struct Address {
     won: u64,
     lost: u64,
     watch: Watch,
+    letters: Letters,
+    cookie: Cookie,
 }
 
 // News from outside.
@@ -190,6 +199,8 @@ impl Forwarder {
     pub fn new(now: Instant, config: ForwarderConfig) -> Result<Self, ForwarderConfigError> {
         config.validate()?;
         let mut ids = ChaCha8Rng::from_seed(config.random_seed);
+        let mut cookie_key = [0; 16];
+        ids.fill_bytes(&mut cookie_key);
         let mut engine = Engine::new(Balance::default(), ids.next_u64());
         let mut upstreams = Vec::new();
         let mut endpoints = Vec::new();
@@ -218,6 +229,8 @@ impl Forwarder {
                     won: 0,
                     lost: 0,
                     watch,
+                    letters: Letters::default(),
+                    cookie: Cookie::default(),
                 });
             }
         }
@@ -255,6 +268,8 @@ impl Forwarder {
             notices: Notices::default(),
             habits,
             habits_learnt: 0,
+            cookie_key,
+            locals: Vec::new(),
             condemned: Vec::new(),
             counters: ForwarderCounters::default(),
             latency: Histogram::default(),
@@ -345,6 +360,7 @@ impl Forwarder {
     ) {
         if result.is_ok() {
             self.exchanges.open(now, slot);
+            self.choose_cookie(slot);
         }
         self.engine.handle_dialed(now, slot, result);
         self.process(now, out);

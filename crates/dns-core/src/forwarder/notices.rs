@@ -20,6 +20,10 @@ pub enum Notice {
         /// How many.
         answers: u64,
     },
+    /// It does not keep the letter case of questions, and is asked in lower case for ten minutes.
+    CaseNotKept,
+    /// It gave cookies and does so no more.
+    CookiesLost,
 }
 
 #[derive(Debug, Default)]

@@ -7,10 +7,14 @@ pub struct SafetyConfig {
     /// are replaced, and it is asked over streams for a while. 0 is never. Default 4: each guess has one chance in
     /// 65,536 at best.
     pub near_misses_max: u32,
+    /// Whether names go out over datagrams spelled at random, and must come back so. Default false.
+    pub randomize_case: bool,
+    /// Whether cookies go out over datagrams, and must come back once they have (RFC 7873). Default false.
+    pub cookies: bool,
 }
 
 impl Default for SafetyConfig {
     fn default() -> Self {
-        Self { near_misses_max: 4 }
+        Self { near_misses_max: 4, randomize_case: false, cookies: false }
     }
 }

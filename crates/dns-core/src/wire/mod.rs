@@ -87,6 +87,8 @@ pub mod rcode {
     pub const REFUSED: u16 = 5;
     /// The EDNS version is not known (RFC 6891 §9); needs an OPT record to be said.
     pub const BADVERS: u16 = 16;
+    /// The cookie is missing or old (RFC 7873 §8).
+    pub const BADCOOKIE: u16 = 23;
 }
 
 /// Record types that decisions depend on.

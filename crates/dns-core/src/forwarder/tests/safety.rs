@@ -266,3 +266,213 @@ fn no_late_or_doubled_answer_ever_reaches_a_later_query() {
     assert!(counters.late > u64::from(queries) / 2 && failed < queries / 20);
     assert_eq!((counters.unexpected, counters.bursts), (0, 0));
 }
+
+fn with_case() -> World {
+    let mut settings = config(1);
+    settings.safety.randomize_case = true;
+    settings.cache_bytes = 0;
+    World::new(settings)
+}
+
+fn lower(query: &[u8]) -> Vec<u8> {
+    let mut bytes = query.to_vec();
+    bytes[12..].make_ascii_lowercase();
+    bytes
+}
+
+#[test]
+fn names_are_spelled_at_random_and_the_client_gets_its_own_letters_back() {
+    let mut world = with_case();
+    let mut upper = 0;
+    for n in 0..100 {
+        world.ask(udp(1), &Message::query(&format!("Some-Name-Of-Letters{n}.Test"), 1));
+        let (slot, query) = world.one_sent();
+        upper += query.iter().filter(|byte| byte.is_ascii_uppercase()).count();
+        world.answer(slot, &answer_to(&query, OK).a(60).0);
+        let reply = world.one_reply().1;
+        assert_eq!(&reply[13..22], b"Some-Name");
+        assert_eq!(rcode(&reply), 0);
+    }
+    // Twenty-one letters each.
+    assert!((900..1200).contains(&upper), "half of 2100: {upper}");
+    let bits = world.forwarder.entropy().next().unwrap().1;
+    assert!((36.0..38.0).contains(&bits), "sixteen bits of one socket, and twenty-one letters: {bits}");
+    assert_eq!(world.forwarder.counters().case_mismatches, 0);
+}
+
+#[test]
+fn an_answer_in_another_case_is_asked_for_again_over_a_stream() {
+    let mut world = with_case();
+    world.ask(udp(1), &Message::query("some-name-of-letters.test", 1));
+    let (slot, query) = world.one_sent();
+    let other: Vec<u8> = lower(&query);
+    world.answer(slot, &answer_to(&other, OK).record(0, 1, 60, &[6, 6, 6, 6]).0);
+    assert!(world.mail.replies.is_empty());
+    let (stream, query) = world.one_sent();
+    assert_eq!(world.links[&stream].1, Carrier::Stream);
+    assert_eq!(query, lower(&query), "over a stream nothing is spelled at random");
+    world.answer(stream, &answer_to(&query, OK).a(60).0);
+    assert!(world.one_reply().1.ends_with(&[192, 0, 2, 1]));
+    assert_eq!(world.forwarder.counters().case_mismatches, 1);
+}
+
+#[test]
+fn an_upstream_that_does_not_keep_letter_case_is_spared_for_ten_minutes_and_one_slip_is_not_enough() {
+    let mut world = with_case();
+    let ask = |world: &mut World, n: u32, keeps: bool| {
+        world.ask(udp(1), &Message::query(&format!("some-name-of-letters{n}.test"), 1));
+        let (slot, query) = world.one_sent();
+        let random = query != lower(&query);
+        world.answer(slot, &answer_to(&if keeps { query } else { lower(&query) }, OK).a(60).0);
+        if let Some((stream, query)) = world.mail.sent.pop() {
+            world.answer(stream, &answer_to(&query, OK).a(60).0);
+        }
+        assert_eq!(rcode(&world.one_reply().1), 0);
+        random
+    };
+    for n in 0..40 {
+        assert!(ask(&mut world, n, n % 8 == 7), "seven in a row are not enough");
+    }
+    assert!(world.forwarder.poll_notice().is_none());
+    for n in 40..48 {
+        assert!(ask(&mut world, n, false));
+    }
+    assert_eq!(world.forwarder.poll_notice().unwrap().0, Notice::CaseNotKept);
+    assert!((50..70).all(|n| !ask(&mut world, n, false)), "it is asked in lower case");
+    world.pass(Duration::from_secs(601));
+    assert!(ask(&mut world, 80, true));
+}
+
+fn with_cookies() -> World {
+    let mut settings = config(1);
+    settings.safety.cookies = true;
+    settings.cache_bytes = 0;
+    World::new(settings)
+}
+
+/// The cookie in a query: it is the last option.
+fn cookie(query: &[u8]) -> Option<&[u8]> {
+    let at = query.windows(2).rposition(|pair| pair == [0, 10])?;
+    let len = usize::from(query[at + 3]);
+    query.get(at + 4..at + 4 + len).filter(|_| query[at + 2] == 0 && query.len() == at + 4 + len)
+}
+
+fn answer_with_cookie(query: &[u8], rcode: u16, client: &[u8], server: &[u8]) -> Vec<u8> {
+    let mut option = vec![0, 10, 0, (client.len() + server.len()) as u8];
+    option.extend_from_slice(client);
+    option.extend_from_slice(server);
+    let message = answer_to(query, OK | rcode & 15);
+    let message = if rcode == 0 { message.a(60) } else { message };
+    message.opt(1232, u32::from(rcode >> 4) << 24, &option).0
+}
+
+#[test]
+fn a_cookie_goes_out_and_comes_back_with_the_upstreams_own() {
+    let mut world = with_cookies();
+    world.ask(udp(1), &Message::query("a.test", 1));
+    let (slot, query) = world.one_sent();
+    let client = cookie(&query).unwrap().to_vec();
+    assert_eq!(client.len(), 8);
+    world.answer(slot, &answer_with_cookie(&query, 0, &client, b"serverxx"));
+    assert_eq!(rcode(&world.one_reply().1), 0);
+    world.ask(udp(1), &Message::query("b.test", 1));
+    let (slot, query) = world.one_sent();
+    assert_eq!(cookie(&query).unwrap(), [&client[..], b"serverxx"].concat());
+    world.answer(slot, &answer_with_cookie(&query, 0, &client, b"another-server-cookie"));
+    world.one_reply();
+    world.ask(udp(1), &Message::query("c.test", 1));
+    assert_eq!(cookie(&world.one_sent().1).unwrap()[8..], *b"another-server-cookie");
+    assert!(world.forwarder.entropy().next().unwrap().1 > 79.0, "64 bits more");
+}
+
+#[test]
+fn an_answer_with_a_wrong_cookie_is_not_taken_and_one_without_is_asked_for_again() {
+    let mut world = with_cookies();
+    world.ask(udp(1), &Message::query("a.test", 1));
+    let (slot, query) = world.one_sent();
+    let client = cookie(&query).unwrap().to_vec();
+    world.answer(slot, &answer_with_cookie(&query, 0, b"guessed!", b"serverxx"));
+    assert!(world.mail.replies.is_empty() && world.mail.sent.is_empty(), "the right one may still come");
+    world.answer(slot, &answer_with_cookie(&query, 0, &client, b"serverxx"));
+    assert_eq!(rcode(&world.one_reply().1), 0);
+
+    world.ask(udp(1), &Message::query("b.test", 1));
+    let (slot, query) = world.one_sent();
+    world.answer(slot, &answer_to(&query, OK).record(0, 1, 60, &[6, 6, 6, 6]).0);
+    assert!(world.mail.replies.is_empty());
+    let (stream, query) = world.one_sent();
+    assert_eq!((world.links[&stream].1, cookie(&query)), (Carrier::Stream, None));
+    world.answer(stream, &answer_to(&query, OK).a(60).0);
+    assert!(world.one_reply().1.ends_with(&[192, 0, 2, 1]));
+    let counters = world.forwarder.counters();
+    assert_eq!((counters.cookies_wrong, counters.cookies_missing), (1, 1));
+}
+
+#[test]
+fn an_upstream_without_cookies_is_asked_as_any_other_and_one_that_stops_is_let_go() {
+    let mut world = with_cookies();
+    let ask = |world: &mut World, n: u32, server: Option<&[u8]>| {
+        world.ask(udp(1), &Message::query(&format!("a{n}.test"), 1));
+        let (slot, query) = world.one_sent();
+        let client = cookie(&query).unwrap()[..8].to_vec();
+        match server {
+            Some(server) => world.answer(slot, &answer_with_cookie(&query, 0, &client, server)),
+            None => world.answer(slot, &answer_to(&query, OK).a(60).0),
+        }
+        let over_stream = world.mail.sent.pop();
+        if let Some((stream, query)) = &over_stream {
+            world.answer(*stream, &answer_to(query, OK).a(60).0);
+        }
+        assert_eq!(rcode(&world.one_reply().1), 0);
+        over_stream.is_some()
+    };
+    assert!((0..10).all(|n| !ask(&mut world, n, None)));
+    assert!(!ask(&mut world, 20, Some(b"serverxx")));
+    assert_eq!((30..50).filter(|n| ask(&mut world, *n, None)).count(), 8, "eight in a row, and it is let go");
+    assert_eq!(world.forwarder.poll_notice().unwrap().0, Notice::CookiesLost);
+}
+
+#[test]
+fn an_old_cookie_is_replaced_once_and_then_it_is_asked_over_a_stream() {
+    let mut world = with_cookies();
+    world.ask(udp(1), &Message::query("a.test", 1));
+    let (slot, query) = world.one_sent();
+    let client = cookie(&query).unwrap().to_vec();
+    world.answer(slot, &answer_with_cookie(&query, 23, &client, b"serverxx"));
+    let (slot, query) = world.one_sent();
+    assert_eq!(world.links[&slot].1, Carrier::Datagram);
+    assert_eq!(cookie(&query).unwrap()[8..], *b"serverxx");
+    world.answer(slot, &answer_with_cookie(&query, 23, &client, b"serveryy"));
+    let (stream, query) = world.one_sent();
+    assert_eq!(world.links[&stream].1, Carrier::Stream);
+    world.answer(stream, &answer_to(&query, OK).a(60).0);
+    assert_eq!(rcode(&world.one_reply().1), 0);
+    assert_eq!(world.forwarder.counters().cookies_refused, 2);
+}
+
+#[test]
+fn another_address_of_ours_has_another_cookie() {
+    let mut world = with_cookies();
+    let mut seen = Vec::new();
+    for local in [None, Some([192, 0, 2, 1]), Some([192, 0, 2, 2])] {
+        if let Some(slot) = sockets(&world).first().copied() {
+            world.close(slot, None);
+        }
+        let query = Message::query("a.test", 1);
+        world.forwarder.handle_query(world.now, udp(1), &query.0, &mut world.mail);
+        while let Some(action) = world.forwarder.poll_link() {
+            if let crate::forwarder::LinkAction::Dial { slot, .. } = action {
+                if let Some(local) = local {
+                    world.forwarder.note_local(slot, local.into());
+                }
+                world.links.insert(slot, (0, Carrier::Datagram));
+                world.forwarder.handle_dialed(world.now, slot, Ok(u32::MAX), &mut world.mail);
+            }
+        }
+        let (slot, query) = world.mail.sent.pop().unwrap();
+        seen.push(cookie(&query).unwrap().to_vec());
+        world.answer(slot, &answer_to(&query, OK).a(60).0);
+        world.mail.replies.clear();
+    }
+    assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2], "{seen:?}");
+}
