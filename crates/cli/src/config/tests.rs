@@ -236,6 +236,8 @@ handshake_timeout = "4s"
 
 [dns.safety]
 near_misses_max = 5
+randomize_case = true
+cookies = true
 
 [dns.tls]
 certificate = "certificate.pem"
