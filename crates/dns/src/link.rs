@@ -130,7 +130,8 @@ async fn run_stream(_ended: Ended, shell: Rc<Shell>, slot: SlotId, endpoint: u16
         let State { forwarder, mail, .. } = &mut *shell.state.borrow_mut();
         match (&dialed, mail.links.get_mut(slot)) {
             (Ok(stream), Some(link)) => {
-                link.io = LinkIo::Stream(StreamOut::new(Rc::clone(stream), Rc::clone(&wake)));
+                let out = StreamOut::new(Rc::clone(stream), Rc::clone(&wake));
+                link.io = LinkIo::Stream(if stream.is_encrypted() { out.apart() } else { out });
             }
             (Err(_), _) => drop(mail.links.remove(slot)),
             (Ok(_), None) => {}

@@ -43,6 +43,8 @@ pub(crate) struct StreamOut {
     stream: Rc<Stream>,
     buffer: Vec<u8>,
     written: usize,
+    /// Where the message ends that is being written, if each must go into a record of its own.
+    apart: Option<usize>,
     dirty: bool,
     /// Wakes the task that owns the stream.
     pub(crate) wake: Rc<Notify>,
@@ -50,7 +52,14 @@ pub(crate) struct StreamOut {
 
 impl StreamOut {
     pub(crate) fn new(stream: Rc<Stream>, wake: Rc<Notify>) -> Self {
-        Self { stream, buffer: Vec::new(), written: 0, dirty: false, wake }
+        Self { stream, buffer: Vec::new(), written: 0, apart: None, dirty: false, wake }
+    }
+
+    /// The same, with each message in a TLS record of its own. Some servers (NSD 4.6 is one) look at the socket again
+    /// when they have taken one message out of a record, and find out about the next only when something else comes.
+    /// They still go out together.
+    pub(crate) fn apart(self) -> Self {
+        Self { apart: Some(0), ..self }
     }
 
     /// Bytes that wait; those not counted that are encrypted already.
@@ -75,10 +84,22 @@ impl StreamOut {
         }
     }
 
+    /// Where what is written at once ends.
+    fn end(&mut self) -> usize {
+        let all = self.buffer.len();
+        let Some(end) = &mut self.apart else { return all };
+        if self.written >= *end {
+            let length = self.buffer.get(self.written..).and_then(|rest| rest.first_chunk::<2>());
+            *end = self.written + 2 + length.map_or(0, |length| usize::from(u16::from_be_bytes(*length)));
+        }
+        all.min(*end)
+    }
+
     /// Writes what the socket takes now.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         while self.written < self.buffer.len() {
-            match self.stream.write(&self.buffer[self.written..]) {
+            let end = self.end();
+            match self.stream.write(&self.buffer[self.written..end]) {
                 Ok(n) => self.written += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
@@ -86,6 +107,7 @@ impl StreamOut {
         }
         self.buffer.clear();
         self.written = 0;
+        self.apart = self.apart.map(|_| 0);
         self.stream.flush()
     }
 }

@@ -85,7 +85,8 @@ impl Stream {
         }
     }
 
-    /// Takes as much as goes out now, or can wait in encrypted form. Returns how much.
+    /// Takes as much as goes out now, or can wait in encrypted form until [`Stream::flush`]. Returns how much. What is
+    /// given at once becomes records of its own.
     ///
     /// # Errors
     ///
@@ -97,9 +98,11 @@ impl Stream {
             return Ok(taken);
         };
         let connection = &mut *tls.borrow_mut();
-        self.push(connection)?;
-        let taken = connection.writer().write(bytes)?;
-        self.push(connection)?;
+        let mut taken = connection.writer().write(bytes)?;
+        if taken == 0 {
+            self.push(connection)?;
+            taken = connection.writer().write(bytes)?;
+        }
         if taken == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }
 

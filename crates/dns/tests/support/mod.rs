@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 pub mod log;
+pub mod servers;
 pub mod tls;
 
 use std::io::{ErrorKind, Read, Write};
