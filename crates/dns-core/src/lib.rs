@@ -17,7 +17,9 @@
 //! - [`web`] is what DNS over HTTPS adds.
 //! - [`guard`] says who may ask, and what no upstream is asked.
 //! - [`local`] knows names of its own, and those that are blocked.
+//! - [`bootstrap`] reads the addresses of upstreams that are given by name.
 
+pub mod bootstrap;
 pub mod cache;
 pub mod forwarder;
 pub mod guard;

@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
+use crate::doh;
 use crate::mail::{ClientOut, STREAM_BACKLOG_BYTES, StreamOut};
 use crate::places::Place;
 use crate::settings::Scheme;
@@ -55,7 +56,10 @@ async fn serve(shell: Rc<Shell>, socket: TcpStream, peer: SocketAddr, listen: us
             Some(stream) => stream,
             None => return,
         },
-        (Scheme::Https, _) => return,
+        (Scheme::Https, Some(tls)) => match shake(&shell, socket, Arc::clone(&tls.https)).await {
+            Some(stream) => return doh::serve(&shell, stream, peer, listen).await,
+            None => return,
+        },
         _ => Stream::plain(socket),
     };
     let connection = shell.next_connection();

@@ -11,7 +11,9 @@
 //! ```
 
 mod bind;
+mod bootstrap;
 mod client;
+mod doh;
 mod files;
 mod keep;
 mod link;
@@ -41,6 +43,7 @@ use forebay_dns_core::wire::HashSeed;
 pub use forebay_dns_core::wire::{NameTextError, parse_name};
 use tokio::sync::{mpsc, oneshot};
 
+use self::bootstrap::{Directory, Resolver};
 use self::files::{Looked, NameFigures, Watch};
 use self::keep::{Keeper, SavedCache};
 use self::places::Places;
@@ -72,6 +75,8 @@ pub struct Server {
     query_log: Option<QueryLogWriter>,
     _files: Option<Watch>,
     keeper: Option<Arc<Keeper>>,
+    /// Looks for upstreams that are given by name.
+    resolver: Option<Resolver>,
 }
 
 #[derive(Debug)]
@@ -120,7 +125,16 @@ pub fn start(config: DnsConfig) -> Result<Server, StartError> {
     let path = config.cache.path.as_deref();
     let cache_bytes = config.cache.bytes as u64 * config.workers as u64;
     let keeper = path.map(|path| Arc::new(Keeper::new(path.to_owned())));
+    let (directory, unknown) = Directory::new(config.upstreams());
+    let resolver = match unknown.is_empty() {
+        true => None,
+        false => Some(
+            Resolver::start(unknown, config.bootstrap.clone(), u32::from_ne_bytes(random()?).into())
+                .map_err(|error| StartError::Thread { error })?,
+        ),
+    };
     let seed = WorkerSeed {
+        directory: Arc::new(directory),
         config: Arc::clone(&config),
         hash_seed,
         permits: permits(&config),
@@ -157,7 +171,7 @@ pub fn start(config: DnsConfig) -> Result<Server, StartError> {
     };
     let files = Watch::start(looked, config, hash_seed, names, handle.workers.clone())
         .map_err(|error| StartError::Thread { error })?;
-    Ok(Server { addresses, workers, handle, watch, query_log, _files: files, keeper })
+    Ok(Server { addresses, workers, handle, watch, resolver, query_log, _files: files, keeper })
 }
 
 impl Server {
@@ -194,6 +208,7 @@ impl Server {
 
     fn join(&mut self) {
         self.watch = None;
+        self.resolver = None;
         for worker in &mut self.workers {
             if let Some(thread) = worker.thread.take()
                 && thread.join().is_err()

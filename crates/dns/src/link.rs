@@ -16,9 +16,11 @@ use tokio::io::{Interest, Ready};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Notify;
 
+use crate::bootstrap::connect_any;
 use crate::client::Frames;
+use crate::doh;
 use crate::mail::{LinkIo, LinkOut, StreamOut};
-use crate::settings::UpstreamAddress;
+use crate::settings::Transport;
 use crate::stream::Stream;
 use crate::tls::remedy;
 use crate::worker::{Shell, State};
@@ -53,7 +55,8 @@ pub(crate) fn dial(
     let ended = Ended { shell: Rc::downgrade(shell), slot };
     match carrier {
         Carrier::Datagram => {
-            let remote = remote(&shell.config.upstreams()[usize::from(endpoint)]);
+            let unknown = || io::Error::from(io::ErrorKind::NetworkUnreachable);
+            let remote = shell.directory.address(endpoint).ok_or_else(unknown);
             let result = remote.and_then(open_datagram).map(|socket| {
                 if shell.config.safety.cookies
                     && let Ok(local) = socket.local_addr()
@@ -120,11 +123,17 @@ async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: R
 }
 
 async fn run_stream(_ended: Ended, shell: Rc<Shell>, slot: SlotId, endpoint: u16, timeout: Duration) {
-    let dialed = match tokio::time::timeout(timeout, connect(&shell, endpoint)).await {
-        Ok(Ok(stream)) => Ok(Rc::new(stream)),
+    let dialed = match tokio::time::timeout(timeout, connect(&shell, endpoint, timeout)).await {
+        Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(cause_of(&error)),
+        // Without an address there was nobody to be late.
+        Err(_) if shell.directory.is_looking(endpoint) => Err(Cause::Route),
         Err(_) => Err(Cause::Timeout),
     };
+    if shell.config.upstreams()[usize::from(endpoint)].transport == Transport::Https {
+        return doh::link::run(&shell, slot, endpoint, dialed).await;
+    }
+    let dialed = dialed.map(Rc::new);
     let wake = Rc::new(Notify::new());
     {
         let State { forwarder, mail, .. } = &mut *shell.state.borrow_mut();
@@ -146,6 +155,11 @@ async fn run_stream(_ended: Ended, shell: Rc<Shell>, slot: SlotId, endpoint: u16
     shell.settle();
     let Ok(stream) = dialed else { return };
     let cause = carry(&shell, slot, &stream, &wake).await;
+    end(&shell, slot, cause);
+}
+
+/// Tells that a connection is over, unless that is known already.
+pub(crate) fn end(shell: &Rc<Shell>, slot: SlotId, cause: Option<Cause>) {
     {
         let State { forwarder, mail, .. } = &mut *shell.state.borrow_mut();
         if mail.links.remove(slot).is_some() {
@@ -155,9 +169,35 @@ async fn run_stream(_ended: Ended, shell: Rc<Shell>, slot: SlotId, endpoint: u16
     shell.settle();
 }
 
-async fn connect(shell: &Shell, endpoint: u16) -> io::Result<Stream> {
+/// Connects to the first address that lets it. A failure after that lets the next dial begin with another.
+async fn connect(shell: &Shell, endpoint: u16, limit: Duration) -> io::Result<Stream> {
+    let end = tokio::time::Instant::now() + limit;
+    let addresses = shell.directory.addresses(endpoint).await;
+    let (passed, socket) = connect_any(&addresses, end, connect_tcp).await;
+    shell.directory.turn(endpoint, passed % addresses.len().max(1));
+    let mut turn = TurnOnFailure { shell, endpoint, failed: socket.is_ok() };
+    let stream = shake(shell, endpoint, socket?).await?;
+    turn.failed = false;
+    Ok(stream)
+}
+
+/// Lets the next dial begin with another address if this one is given up half-way.
+struct TurnOnFailure<'a> {
+    shell: &'a Shell,
+    endpoint: u16,
+    failed: bool,
+}
+
+impl Drop for TurnOnFailure<'_> {
+    fn drop(&mut self) {
+        if self.failed {
+            self.shell.directory.turn(self.endpoint, 1);
+        }
+    }
+}
+
+async fn shake(shell: &Shell, endpoint: u16, socket: TcpStream) -> io::Result<Stream> {
     let upstream = &shell.config.upstreams()[usize::from(endpoint)];
-    let socket = connect_tcp(remote(upstream)?).await?;
     let Some(target) = shell.config.trust.target(upstream) else { return Ok(Stream::plain(socket)) };
     let connection = ClientConnection::new(Arc::clone(&target.config), target.name.clone());
     let stream = Stream::encrypted(socket, connection.map_err(io::Error::other)?);
@@ -169,11 +209,6 @@ async fn connect(shell: &Shell, endpoint: u16) -> io::Result<Stream> {
 async fn connect_tcp(remote: SocketAddr) -> io::Result<TcpStream> {
     let socket = sys::tcp_socket(remote, None, &TcpOptions::default())?;
     TcpSocket::from_std_stream(socket).connect(remote).await
-}
-
-fn remote(upstream: &UpstreamAddress) -> io::Result<SocketAddr> {
-    let unknown = || io::Error::new(io::ErrorKind::HostUnreachable, "its address is not known");
-    upstream.addresses().next().ok_or_else(unknown)
 }
 
 /// Counts a handshake with an upstream. One that the upstream's certificate spoils is told in the log, with what can be

@@ -17,6 +17,8 @@ use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::doh::link::RequestOut;
+use crate::doh::reply::Requests;
 use crate::query_log::QueryLog;
 use crate::stream::Stream;
 
@@ -28,7 +30,7 @@ pub(crate) const STREAM_BACKLOG_BYTES: usize = 64 << 10;
 
 /// Bytes that wait to be written to one client before it is left: answers to what is in flight still come when nothing
 /// more is read, and who takes none of them must not hold the memory for all.
-const CLIENT_BACKLOG_BYTES: usize = 512 << 10;
+pub(crate) const CLIENT_BACKLOG_BYTES: usize = 512 << 10;
 
 /// A UDP listener's way out.
 pub(crate) struct UdpOut {
@@ -139,6 +141,7 @@ pub(crate) enum LinkIo {
     Dialing,
     Datagram(Rc<UdpSocket>),
     Stream(StreamOut),
+    Requests(Box<RequestOut>),
 }
 
 /// Connections to upstreams, by the engine's slots.
@@ -176,6 +179,8 @@ pub(crate) struct Mail {
     log: Option<QueryLog>,
     pub(crate) udp: Vec<UdpOut>,
     pub(crate) clients: HashMap<u64, ClientOut>,
+    /// Clients' requests over HTTPS.
+    pub(crate) requests: Requests,
     pub(crate) links: Links,
     /// Connections found broken while writing; told to the forwarder when it is not in the middle of something.
     pub(crate) broken: Vec<(SlotId, Cause)>,
@@ -197,6 +202,7 @@ impl Mail {
             log,
             udp: udp.into_iter().map(out).collect(),
             clients: HashMap::new(),
+            requests: Requests::default(),
             links: Links::default(),
             broken: Vec::new(),
             dirty_clients: Vec::new(),
@@ -248,6 +254,10 @@ impl Outbox for Mail {
                     self.dropped += 1;
                 }
             }
+            Client::Stream { connection, kind: StreamKind::Https, .. } => {
+                let log = self.log.as_mut();
+                self.requests.reply(connection, |peer, buffer| logged(log, peer, "https", buffer, write));
+            }
             Client::Stream { connection, .. } => {
                 let Some(client) = self.clients.get_mut(&connection) else { return };
                 client.in_flight -= 1;
@@ -287,6 +297,7 @@ impl Outbox for Mail {
                     Err(error) => self.broken.push((slot, cause_of(&error))),
                 }
             }
+            LinkIo::Requests(out) => out.push(write),
             LinkIo::Stream(out) => {
                 out.push(write);
                 if !std::mem::replace(&mut out.dirty, true) {

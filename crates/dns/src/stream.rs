@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::task::{Context, Poll};
 
 use rustls::{Connection, HandshakeKind};
 use tokio::io::{Interest, Ready};
@@ -48,6 +49,21 @@ impl Stream {
     /// Cancelled, nothing is lost.
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         self.socket.ready(interest).await
+    }
+
+    /// Wakes the task when there may be something to read.
+    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_read_ready(cx)
+    }
+
+    /// Wakes the task when the socket may take something.
+    pub(crate) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_write_ready(cx)
+    }
+
+    /// Whether the peers have agreed on this protocol (RFC 7301).
+    pub(crate) fn speaks(&self, protocol: &[u8]) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().alpn_protocol() == Some(protocol))
     }
 
     /// Returns how many bytes the socket has taken: it shows whether the peer reads.

@@ -24,6 +24,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::LocalSet;
 
 use crate::bind::Sockets;
+use crate::bootstrap::Directory;
 use crate::keep::{Keeper, SavedCache};
 use crate::log::Log;
 use crate::mail::Mail;
@@ -46,6 +47,9 @@ const DRAIN_LOOK: Duration = Duration::from_millis(5);
 /// How often the log hears of the same trouble with the same upstream.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
+/// How long a draining worker lets connections over which HTTP is spoken close, once everything is answered.
+const DRAIN_LINGER: Duration = Duration::from_millis(500);
+
 /// Batches that are read before other tasks of the worker get their turn.
 const BATCHES_IN_A_ROW: u32 = 4;
 
@@ -65,6 +69,8 @@ pub(crate) struct WorkerSeed {
     pub(crate) saved: Option<Arc<SavedCache>>,
     /// Where the cache is saved.
     pub(crate) keeper: Option<Arc<Keeper>>,
+    /// Where upstreams are.
+    pub(crate) directory: Arc<Directory>,
 }
 
 /// What a worker can be told.
@@ -176,6 +182,10 @@ pub(crate) struct Shell {
     pub(crate) stop: Notify,
     clients_rejected: Cell<u64>,
     clients_refused: Cell<u64>,
+    /// Clients' connections over which HTTP is spoken.
+    pub(crate) web_connections: Cell<usize>,
+    /// Where upstreams are.
+    pub(crate) directory: Arc<Directory>,
     /// TLS handshakes with clients under way.
     shaking: Rc<Cell<u32>>,
     pub(crate) handshakes: Cell<HandshakeStats>,
@@ -283,6 +293,8 @@ impl Shell {
             draining: Cell::new(false),
             stop: Notify::new(),
             clients_rejected: Cell::new(0),
+            web_connections: Cell::new(0),
+            directory: seed.directory,
             shaking: Rc::default(),
             handshakes: Cell::default(),
             upstream_handshakes: Cell::default(),
@@ -317,7 +329,8 @@ impl Shell {
         loop {
             let command = match until {
                 None => inbox.recv().await,
-                Some(until) if sys::now() >= until || self.state.borrow().forwarder.is_idle() => break,
+                Some(until) if sys::now() >= until => break,
+                Some(_) if self.state.borrow().forwarder.is_idle() => break self.let_out().await,
                 Some(_) => match tokio::time::timeout(DRAIN_LOOK, inbox.recv()).await {
                     Ok(command) => command,
                     Err(_) => continue,
@@ -368,6 +381,14 @@ impl Shell {
         }
     }
 
+    /// Gives HTTP's connections, whose answers leave by their own tasks, time to send them.
+    async fn let_out(&self) {
+        let limit = sys::now() + DRAIN_LINGER;
+        while self.web_connections.get() > 0 && sys::now() < limit {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    }
+
     fn stats(&self) -> WorkerStats {
         let state = self.state.borrow();
         let now = sys::now();
@@ -380,7 +401,7 @@ impl Shell {
             waiting,
             pools: state.forwarder.pools(now).collect(),
             entropy: state.forwarder.entropy().collect(),
-            client_connections: state.mail.clients.len(),
+            client_connections: state.mail.clients.len() + self.web_connections.get(),
             clients_rejected: self.clients_rejected.get(),
             client_handshakes: self.handshakes.get(),
             upstream_handshakes: self.upstream_handshakes.get(),

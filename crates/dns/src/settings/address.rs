@@ -323,7 +323,7 @@ pub(super) fn other(text: &str, listen: &[ListenAddress]) -> Result<UpstreamAddr
 }
 
 /// Whether queries to `upstream` would come to `listen` again.
-fn is_same_socket(listen: SocketAddr, upstream: SocketAddr) -> bool {
+pub(super) fn is_same_socket(listen: SocketAddr, upstream: SocketAddr) -> bool {
     let everywhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
     listen.port() == upstream.port()
         && (listen.ip() == upstream.ip()

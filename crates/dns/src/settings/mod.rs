@@ -2,6 +2,7 @@
 
 mod address;
 mod block;
+mod bootstrap;
 mod cache;
 mod clients;
 mod listen;
@@ -18,7 +19,7 @@ mod tls;
 mod tests;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,8 +64,15 @@ pub struct Settings {
     /// Where queries go, in order: `udp://address`, `tcp://address`, or a bare address for UDP, port 53 unless given;
     /// `tls://address?name=dns.example` for DNS over TLS, port 853: `name` is for whom its certificate must be, the
     /// address itself unless given, and `ca=/path/ca.pem` who must have signed it, one whom this machine trusts unless
-    /// given. Default: this machine's own resolvers.
+    /// given; `https://dns.example/dns-query` for DNS over HTTPS, port 443, path `/dns-query` unless another follows,
+    /// with the same parameters. The host of an encrypted upstream may be a name; its addresses are asked for as
+    /// `bootstrap` says, or follow as `bootstrap=192.0.2.1,2001:db8::1`. Default: this machine's own resolvers.
     pub upstreams: Vec<String>,
+    /// Plain DNS servers that are asked for the addresses of upstreams that are given by name, the next if one does not
+    /// know: `address` or `address:port`, port 53 unless given. They are asked again when what they said ends, after
+    /// half a minute at the earliest and an hour at the latest; connections that are there then stay. Default: this
+    /// machine's own resolvers, without this server.
+    pub bootstrap: Vec<String>,
     /// Which upstream is asked: `sequential`, the first as long as it answers; `parallel`, several at once, of which the
     /// first good answer wins; `racing`, the quickest first, and the next when it takes longer than usual; `fastest`, the
     /// quickest; `least_inflight`, the one with the fewest queries in flight; `round_robin` and `random`. Those that have
@@ -146,6 +154,7 @@ impl Default for Settings {
             block: BlockSettings::default(),
             query_log: QueryLogSettings::default(),
             routes: Vec::new(),
+            bootstrap: Vec::new(),
         }
     }
 }
@@ -193,6 +202,7 @@ pub struct DnsConfig {
     pub(crate) local: Option<LocalConfig>,
     pub(crate) block: Option<BlockConfig>,
     pub(crate) query_log: Option<QueryLogConfig>,
+    pub(crate) bootstrap: Vec<SocketAddr>,
 }
 
 impl DnsConfig {
@@ -234,7 +244,7 @@ impl DnsConfig {
         let listen = listen(&settings.listen)?;
         let mut upstreams = upstreams(settings, system, &listen)?;
         let routes = routes(&settings.routes, &listen, &mut upstreams)?;
-        unserved(&listen, &upstreams)?;
+        let bootstrap = bootstrap::servers(settings, system, &listen, &upstreams)?;
         let certificates = settings.tls.load(&listen)?;
         let trust = Trust::new(upstreams.iter())
             .map_err(|problem| SettingsError { key: "upstreams".to_owned(), problem })?;
@@ -269,6 +279,7 @@ impl DnsConfig {
             local: settings.local.valid()?,
             block: settings.block.valid()?,
             query_log: settings.query_log.valid()?,
+            bootstrap,
         };
         config.validate(settings)?;
         Ok(config)
@@ -322,21 +333,6 @@ impl DnsConfig {
                 other => SettingsError { key: "dns".to_owned(), problem: other.to_string() },
             }
         })
-    }
-}
-
-/// Refuses what can be written already and is not served yet.
-fn unserved(listen: &[ListenAddress], upstreams: &[UpstreamAddress]) -> Result<(), SettingsError> {
-    let wrong = |key: &str, problem: String| Err(SettingsError { key: key.to_owned(), problem });
-    if let Some(one) = listen.iter().find(|one| one.scheme == Scheme::Https) {
-        return wrong("listen", format!("{one}: DNS over HTTPS is not served yet: use tls://"));
-    }
-    if let Some(one) = upstreams.iter().find(|one| one.transport == Transport::Https) {
-        return wrong("upstreams", format!("`{one}`: DNS over HTTPS is not spoken yet: use tls://"));
-    }
-    match upstreams.iter().find(|one| one.addresses().next().is_none()) {
-        Some(one) => wrong("upstreams", format!("`{one}` needs an address: add ?bootstrap=192.0.2.1")),
-        None => Ok(()),
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) use self::trust::{Trust, remedy};
 const ALPN_DOT: &[u8] = b"dot";
 
 /// The names of HTTP/2 and HTTP/1.1 in ALPN (RFC 7540 §3.3, RFC 7301 §6).
-const ALPN_HTTP: [&[u8]; 2] = [b"h2", b"http/1.1"];
+pub(crate) const ALPN_HTTP: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// What the listeners of a server answer a handshake with; shared by all workers, so that a session begun on one is
 /// resumed on another.
@@ -28,7 +28,6 @@ pub(crate) struct ServerConfigs {
     /// For `tls://`.
     pub(crate) dot: Arc<ServerConfig>,
     /// For `https://`.
-    #[expect(dead_code, reason = "read by the listener of DNS over HTTPS")]
     pub(crate) https: Arc<ServerConfig>,
 }
 
