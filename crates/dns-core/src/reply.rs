@@ -369,6 +369,7 @@ struct Opt<'a> {
     rcode_high: u8,
     dnssec_ok: bool,
     keepalive: Option<u16>,
+    cookie: Option<[u8; 24]>,
     error: Option<ExtendedError<'a>>,
 }
 
@@ -386,13 +387,20 @@ impl<'a> Opt<'a> {
             rcode_high,
             dnssec_ok: edns.dnssec_ok,
             keepalive: terms.keepalive,
+            cookie: edns.cookie,
             error,
         })
     }
 
     #[inline]
     fn options_len(&self) -> usize {
-        self.keepalive.map_or(0, |_| 6) + self.error.map_or(0, |error| 6 + error.text.len())
+        self.fixed_len() + self.error.map_or(0, |error| 6 + error.text.len())
+    }
+
+    /// Length of the options that are not given up, in bytes.
+    #[inline]
+    fn fixed_len(&self) -> usize {
+        self.keepalive.map_or(0, |_| 6) + self.cookie.map_or(0, |_| 28)
     }
 
     #[inline]
@@ -402,8 +410,9 @@ impl<'a> Opt<'a> {
 
     /// Gives up the extended error's text, then the error, if the message does not fit with it.
     fn shrink_to(&mut self, len_max: usize, others_len: usize) {
+        let fixed_len = self.fixed_len();
         if let Some(error) = &mut self.error
-            && others_len + OPT_LEN + self.keepalive.map_or(0, |_| 6) + 6 + error.text.len() > len_max
+            && others_len + OPT_LEN + fixed_len + 6 + error.text.len() > len_max
         {
             error.text = &[];
         }
@@ -430,6 +439,10 @@ impl<'a> Opt<'a> {
         if let Some(keepalive) = self.keepalive {
             let words = [option::TCP_KEEPALIVE, 2, keepalive];
             out.extend_from_slice(words.map(u16::to_be_bytes).as_flattened());
+        }
+        if let Some(cookie) = self.cookie {
+            out.extend_from_slice([option::COOKIE, 24].map(u16::to_be_bytes).as_flattened());
+            out.extend_from_slice(&cookie);
         }
         if let Some(error) = self.error {
             let words = [option::EXTENDED_ERROR, 2 + error.text.len() as u16, error.code];

@@ -177,6 +177,6 @@ impl Drop for Keeper {
 
 /// Seconds since 1970: the only clock that goes on while the machine is off.
 #[expect(clippy::disallowed_methods, reason = "what was saved ages while no monotonic clock runs")]
-fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

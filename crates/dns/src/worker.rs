@@ -41,6 +41,9 @@ const DATAGRAM_BYTES: usize = 4096;
 /// Entries of the cache that are looked at for a flush before other tasks of the worker get their turn: about 1 ms.
 const FLUSH_STEP: usize = 16_384;
 
+/// How often a worker looks what time it is for everybody else: the machine's clock may be set.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How often a draining worker looks whether everything is answered.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
@@ -270,6 +273,7 @@ impl Shell {
         let now = sys::now();
         let config = forwarder_config(&seed.config, &seed.permits, seed.front, seed.hash_seed, random_seed);
         let mut forwarder = Forwarder::new(now, config).map_err(io::Error::other)?;
+        forwarder.set_clock(now, crate::keep::unix_now());
         if let Some(saved) = &seed.saved {
             let Loaded { kept, over, left_out } = saved.load(now, &mut forwarder);
             tracing::info!(kept, over, left_out, "cache loaded");
@@ -512,17 +516,22 @@ impl Shell {
 
     /// Wakes when something is due.
     async fn keep_time(self: Rc<Self>) {
+        let mut clock_due = sys::now() + CLOCK_INTERVAL;
         loop {
             let now = sys::now();
             let armed = {
                 let State { forwarder, mail, armed, .. } = &mut *self.state.borrow_mut();
+                if now >= clock_due {
+                    forwarder.set_clock(now, crate::keep::unix_now());
+                    clock_due = now + CLOCK_INTERVAL;
+                }
                 forwarder.handle_timeout(now, mail);
                 *armed = forwarder.next_timeout().unwrap_or(Instant::MAX);
                 *armed
             };
             self.settle();
             let armed = self.state.borrow().armed.min(armed);
-            let pause = armed.saturating_duration_since(sys::now()).min(Duration::from_secs(3600));
+            let pause = armed.saturating_duration_since(sys::now()).min(CLOCK_INTERVAL);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.wake.notified() => {}

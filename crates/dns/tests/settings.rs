@@ -348,6 +348,80 @@ fn cookies_are_sent_and_demanded_of_those_that_give_them() {
     assert_eq!((missing(false), missing(true)), (0, 8));
 }
 
+/// The cookie in a reply whose OPT record ends with it.
+fn cookie_of(reply: &[u8]) -> Option<&[u8]> {
+    let (head, cookie) = reply.split_last_chunk::<24>()?;
+    head.ends_with(&[0, 10, 0, 24]).then_some(cookie)
+}
+
+fn with_cookie(id: u16, name: &str, cookie: &[u8]) -> Vec<u8> {
+    let mut bytes = query(id, name, 1, Some(1232));
+    let len = bytes.len();
+    bytes[len - 2..].copy_from_slice(&(cookie.len() as u16 + 4).to_be_bytes());
+    bytes.extend_from_slice(&[0, 10, 0, cookie.len() as u8]);
+    bytes.extend_from_slice(cookie);
+    bytes
+}
+
+#[test]
+fn server_cookies_are_given_renewed_and_the_same_where_the_secret_is() {
+    let upstream = upstream(Script::default());
+    let safety = |server_cookies, secret: &str| SafetySettings {
+        server_cookies,
+        cookie_secret: secret.to_owned(),
+        ..SafetySettings::default()
+    };
+    let given = |safety: SafetySettings, cookie: &[u8]| {
+        let server = run(&Settings { safety, ..settings(&[&upstream]) });
+        let client = Udp::to(server.address);
+        // From the upstream, then from the cache.
+        for _ in 0..2 {
+            client.send(&with_cookie(1, "a.test", cookie));
+            let reply = client.recv();
+            if cookie_of(&reply).is_none() {
+                return (None, 0);
+            }
+        }
+        client.send(&with_cookie(1, "a.test", cookie));
+        let given = cookie_of(&client.recv()).map(<[u8]>::to_vec);
+        (given, server.stats().counters.cookies_right)
+    };
+    assert_eq!(given(safety(false, ""), b"clientxx"), (None, 0));
+    let secret = "00112233445566778899aabbccddeeff";
+    let (cookie, right) = given(safety(true, secret), b"clientxx");
+    let cookie = cookie.expect("a cookie");
+    assert_eq!((&cookie[..8], right), (&b"clientxx"[..], 0));
+    assert_eq!(
+        given(safety(true, secret), &cookie),
+        (Some(cookie.clone()), 3),
+        "another server, the same secret"
+    );
+    assert_eq!(given(safety(true, ""), &cookie).1, 0, "another secret");
+    let server = run(&Settings { safety: safety(true, ""), ..settings(&[&upstream]) });
+    let client = Udp::to(server.address);
+    client.send(&with_cookie(1, "a.test", b"short"));
+    assert_eq!(rcode(&client.recv()), 1);
+}
+
+#[test]
+fn a_right_cookie_has_a_rate_limit_of_its_own() {
+    let upstream = upstream(Script::default());
+    let protection = forebay_dns::ProtectionSettings { rate_limit: 5, rate_slip: 0, ..Default::default() };
+    let safety = SafetySettings { server_cookies: true, ..SafetySettings::default() };
+    let server = run(&Settings { safety, protection, ..settings(&[&upstream]) });
+    let client = Udp::to(server.address);
+    client.send(&with_cookie(1, "a.test", b"clientxx"));
+    let cookie = cookie_of(&client.recv()).expect("a cookie").to_vec();
+    // Somebody else uses up the limit in the client's name.
+    for n in 0..20 {
+        client.send(&query(n, "a.test", 1, None));
+    }
+    server.until("the limit is used up", |stats| stats.counters.limited_dropped >= 10);
+    client.send(&with_cookie(99, "a.test", &cookie));
+    while id(&client.recv()) != 99 {}
+    assert_eq!(server.stats().counters.limited_vouched, 1);
+}
+
 #[test]
 fn clients_connections_are_bounded() {
     let upstream = upstream(Script::default());

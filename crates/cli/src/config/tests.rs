@@ -238,6 +238,8 @@ handshake_timeout = "4s"
 near_misses_max = 5
 randomize_case = true
 cookies = true
+server_cookies = true
+cookie_secret = "000102030405060708090a0b0c0d0e0f"
 
 [dns.tls]
 certificate = "certificate.pem"

@@ -96,6 +96,10 @@ counters! {
     cookies_missing,
     /// Queries refused because of an old cookie; asked again with a new one.
     cookies_refused,
+    /// Clients' queries with a cookie of ours that is right.
+    cookies_right,
+    /// Queries over the rate limit that were served because of such a cookie.
+    limited_vouched,
     /// Streams held back because a query on them was not answered in time.
     suspects,
     /// Streams closed because another answered what they had not, or to make room for one.

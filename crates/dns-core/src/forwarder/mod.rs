@@ -33,6 +33,7 @@ mod safety;
 mod strategy;
 mod streams;
 mod suspects;
+mod vouching;
 mod wheel;
 
 #[cfg(test)]
@@ -57,8 +58,8 @@ use self::errors::{count_reply, terms};
 use self::exchange::Exchanges;
 use self::flight::Flights;
 pub use self::flight::{Client, StreamKind};
-use self::front::Front;
 pub use self::front::{AnyPolicy, FrontConfig, How};
+use self::front::{Front, Turned};
 use self::guesses::Watch;
 use self::letters::Letters;
 pub use self::notices::Notice;
@@ -67,8 +68,10 @@ use self::refresh::Refresh;
 pub use self::safety::SafetyConfig;
 use self::strategy::Estimate;
 use self::suspects::Habits;
+pub use self::vouching::CookieSecret;
 use self::wheel::Wheel;
 use crate::cache::{CacheCounters, CachePolicy, MessageCache};
+use crate::guard::RateLimit;
 use crate::reply::write_stored;
 use crate::rrset::Sets;
 use crate::wire::{HashSeed, Query, QueryFault, QuestionKey, Scan, scan_query};
@@ -154,6 +157,10 @@ pub struct Forwarder {
     /// What our cookies are made with, and the addresses of sockets that are being made.
     cookie_key: [u8; 16],
     locals: Vec<(SlotId, std::net::IpAddr)>,
+    /// A moment, and what time it was then for everybody else.
+    clock: (Instant, u64),
+    /// The rate limit of clients with a right cookie.
+    vouched: Option<RateLimit>,
     /// Streams that are known to be dead.
     condemned: Vec<SlotId>,
     counters: ForwarderCounters,
@@ -199,6 +206,10 @@ impl Forwarder {
     pub fn new(now: Instant, config: ForwarderConfig) -> Result<Self, ForwarderConfigError> {
         config.validate()?;
         let mut ids = ChaCha8Rng::from_seed(config.random_seed);
+        let vouched = match (config.safety.server_cookies, &config.front.rate) {
+            (Some(_), Some(rate)) => rate.another(),
+            _ => None,
+        };
         let mut cookie_key = [0; 16];
         ids.fill_bytes(&mut cookie_key);
         let mut engine = Engine::new(Balance::default(), ids.next_u64());
@@ -270,6 +281,8 @@ impl Forwarder {
             habits_learnt: 0,
             cookie_key,
             locals: Vec::new(),
+            clock: (now, 0),
+            vouched,
             condemned: Vec::new(),
             counters: ForwarderCounters::default(),
             latency: Histogram::default(),
@@ -287,10 +300,12 @@ impl Forwarder {
         bytes: &[u8],
         out: &mut impl Outbox,
     ) -> Handled {
-        if let Some(turned) = self.front.turns_away(now, &client) {
+        if let Some(turned) = self.front.turns_away(now, &client)
+            && (turned == Turned::Outsider || !self.is_vouched_for(now, &client, bytes))
+        {
             return self.turn_away(turned, &client, bytes, out);
         }
-        let query = match scan_query(bytes) {
+        let mut query = match scan_query(bytes) {
             Ok(query) => query,
             Err(QueryFault::Ignore(_)) => {
                 self.counters.ignored += 1;
@@ -302,6 +317,11 @@ impl Forwarder {
                 return Handled::Taken;
             }
         };
+        if self.safety.server_cookies.is_some() && !self.vouch(now, &client, &mut query) {
+            self.counters.faulty += 1;
+            self.reply_error(&client, &query.asked, crate::wire::rcode::FORMERR, None, out);
+            return Handled::Taken;
+        }
         self.counters.queries += 1;
         query.fill_key(&mut self.key, &self.seed);
         if !self.answer_cached(now, &client, &query, false, out) && !self.answer_here(&client, &query, out) {

@@ -1,5 +1,7 @@
 //! What is done against forged answers, as settings.
 
+use super::vouching::CookieSecret;
+
 /// What is done against forged answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SafetyConfig {
@@ -11,10 +13,12 @@ pub struct SafetyConfig {
     pub randomize_case: bool,
     /// Whether cookies go out over datagrams, and must come back once they have (RFC 7873). Default false.
     pub cookies: bool,
+    /// What cookies for clients are made with (RFC 9018); `None` is no cookies. Default `None`.
+    pub server_cookies: Option<CookieSecret>,
 }
 
 impl Default for SafetyConfig {
     fn default() -> Self {
-        Self { near_misses_max: 4, randomize_case: false, cookies: false }
+        Self { near_misses_max: 4, randomize_case: false, cookies: false, server_cookies: None }
     }
 }

@@ -71,6 +71,11 @@ impl RateLimit {
         Some(Self { config, seed, interval_ns, tolerance_ns: interval_ns * u64::from(ahead), sets })
     }
 
+    /// Makes another table for the same rate.
+    pub fn another(&self) -> Option<Self> {
+        Self::new(self.config, self.seed)
+    }
+
     /// Counts one query of `address` at `now`. False when it is over the limit; such a query is not counted, so that who
     /// slows down is served again at once.
     #[inline]

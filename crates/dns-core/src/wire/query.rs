@@ -54,6 +54,8 @@ pub struct AskedEdns {
     pub padding: bool,
     /// It asks how long a stream may stand idle (RFC 7828 §3.2.1).
     pub keepalive: bool,
+    /// The cookie that the reply carries: the client's and ours (RFC 9018). A scan leaves it empty.
+    pub cookie: Option<[u8; 24]>,
 }
 
 /// What to do with bytes that are no answerable query.
@@ -235,6 +237,7 @@ pub fn scan_query(bytes: &[u8]) -> Result<Query<'_>, QueryFault<'_>> {
             dnssec_ok: found.dnssec_ok,
             padding: false,
             keepalive: false,
+            cookie: None,
         };
         for option in found.options {
             edns_asked.padding |= option.code == option::PADDING;

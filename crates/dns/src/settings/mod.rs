@@ -272,7 +272,7 @@ impl DnsConfig {
             udp: udp_pool(settings),
             stream: stream_pool(settings),
             clients: settings.clients,
-            safety: settings.safety.config(),
+            safety: settings.safety.valid()?,
             certificates,
             trust,
             protection: settings.protection.valid()?,

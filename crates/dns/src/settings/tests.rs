@@ -105,6 +105,24 @@ fn each_impossible_value_is_named() {
         ("stream.capacity", stream(StreamSettings { capacity: 0, ..s })),
         ("stream.idle_timeout", stream(StreamSettings { idle_timeout: zero, ..s })),
         ("stream.dial_timeout", stream(StreamSettings { dial_timeout: zero, ..s })),
+        (
+            "safety.cookie_secret",
+            Settings {
+                safety: SafetySettings {
+                    server_cookies: true,
+                    cookie_secret: "0123".to_owned(),
+                    ..SafetySettings::default()
+                },
+                ..settings()
+            },
+        ),
+        (
+            "safety.cookie_secret",
+            Settings {
+                safety: SafetySettings { cookie_secret: "0".repeat(32), ..SafetySettings::default() },
+                ..settings()
+            },
+        ),
         ("clients.connections_max", clients(ClientSettings { connections_max: 0, ..c })),
         ("clients.queries_max", clients(ClientSettings { queries_max: 0, ..c })),
         ("clients.idle_timeout", clients(ClientSettings { idle_timeout: zero, ..c })),
