@@ -17,6 +17,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("dns", "../dns/src/settings/mod.rs", "Settings"),
     ("dns.cache", "../dns/src/settings/cache.rs", "CacheSettings"),
     ("dns.strategies", "../dns/src/settings/strategies.rs", "StrategySettings"),
+    ("dns.health", "../dns/src/settings/health.rs", "HealthSettings"),
     ("dns.udp", "../dns/src/settings/pools.rs", "UdpSettings"),
     ("dns.stream", "../dns/src/settings/pools.rs", "StreamSettings"),
     ("dns.clients", "../dns/src/settings/clients.rs", "ClientSettings"),

@@ -53,8 +53,8 @@ pub use self::settings::{
     RouteSettings,
 };
 pub use self::settings::{
-    CacheSettings, ClientSettings, DnsConfig, Host, ListenAddress, PoolMode, SafetySettings, Scheme,
-    Settings, SettingsError, StrategyName, StrategySettings, StreamSettings, TlsSettings, Transport,
+    CacheSettings, ClientSettings, DnsConfig, HealthSettings, Host, ListenAddress, PoolMode, SafetySettings,
+    Scheme, Settings, SettingsError, StrategyName, StrategySettings, StreamSettings, TlsSettings, Transport,
     UdpSettings, UpstreamAddress, parse_address,
 };
 pub use self::stats::{CacheStats, HandshakeStats, LatencyStats, NameStats, PoolStats, QueryLogStats, Stats};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use forebay_core::{AcquireOutcome, BreakerState, Counters, Histogram, Snapshot};
+use forebay_core::{AcquireOutcome, BreakerState, Counters, Health, Histogram, Snapshot};
 use forebay_dns_core::cache::CacheCounters;
-use forebay_dns_core::forwarder::{Carrier, ForwarderCounters};
+use forebay_dns_core::forwarder::{Carrier, EndpointFigures, ForwarderCounters};
 use rustls::HandshakeKind;
 use serde::Serialize;
 
@@ -20,6 +20,7 @@ pub(crate) struct WorkerStats {
     pub(crate) waiting: usize,
     pub(crate) pools: Vec<(u16, Carrier, Snapshot)>,
     pub(crate) entropy: Vec<(u16, f64)>,
+    pub(crate) endpoints: Vec<EndpointFigures>,
     pub(crate) client_connections: usize,
     pub(crate) clients_rejected: u64,
     pub(crate) client_handshakes: HandshakeStats,
@@ -188,6 +189,8 @@ pub struct PoolStats {
     /// How hard an answer is to guess, in bits, on the worker where it is easiest: the logarithm of how many pairs of
     /// socket and unused message id a query's is one of. `None` over TCP, where a guess needs a sequence number too.
     pub entropy_bits: Option<f64>,
+    /// What the strategy knows of the endpoint, whatever it is spoken to over; on the first of its pools only.
+    pub figures: Option<EndpointFigures>,
 }
 
 impl PoolStats {
@@ -268,7 +271,13 @@ impl Stats {
                     transport,
                     snapshot: snapshot.clone(),
                     entropy_bits: None,
+                    figures: None,
                 }),
+            }
+        }
+        for (index, figures) in worker.endpoints.iter().enumerate() {
+            if let Some(pool) = self.pools.iter_mut().find(|pool| usize::from(pool.index) == index) {
+                pool.figures.get_or_insert_default().merge(figures);
             }
         }
         for (index, bits) in &worker.entropy {
@@ -304,6 +313,9 @@ fn merge(all: &mut Snapshot, one: &Snapshot) {
     all.waiting += one.waiting;
     all.latency = all.latency.max(one.latency);
     all.last_failure = all.last_failure.or(one.last_failure);
+    if one.health == Health::Unhealthy {
+        all.health = one.health;
+    }
     // The worst is shown: a breaker that is open on one worker is worth a look.
     let rank = |state: &BreakerState| match state {
         BreakerState::Closed => 0,

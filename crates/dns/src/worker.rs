@@ -119,10 +119,11 @@ fn forwarder_config(
     hash_seed: HashSeed,
     random_seed: [u8; 32],
 ) -> ForwarderConfig {
+    let health = config.health.as_ref().map(|plan| plan.config);
     let endpoint = |(address, (udp, stream)): (&crate::UpstreamAddress, &(Permits, Permits))| Endpoint {
         name: address.to_string(),
         datagram: (address.transport == Transport::Udp)
-            .then(|| Link { config: config.udp, permits: udp.clone() }),
+            .then(|| Link { config: forebay_core::Config { health, ..config.udp }, permits: udp.clone() }),
         stream: Link {
             // Streams behind a datagram upstream are for what was truncated: none is kept warm.
             config: forebay_core::Config {
@@ -130,6 +131,7 @@ fn forwarder_config(
                     Transport::Udp => 0,
                     Transport::Tcp | Transport::Tls | Transport::Https => config.stream.connections_min,
                 },
+                health: health.filter(|_| address.transport != Transport::Udp),
                 ..config.stream
             },
             permits: stream.clone(),
@@ -155,6 +157,9 @@ fn forwarder_config(
         front,
         attempt_timeout: config.attempt_timeout,
         query_timeout: config.query_timeout,
+        health: config.health.as_ref().map(|plan| plan.check.clone()),
+        failure_ttl: config.failure_ttl,
+        failure_ttl_max: config.failure_ttl_max,
         attempts_max: config.attempts_max,
         waiting_max: config.waiting_max,
         udp_size: config.udp_size,
@@ -405,6 +410,7 @@ impl Shell {
             waiting,
             pools: state.forwarder.pools(now).collect(),
             entropy: state.forwarder.entropy().collect(),
+            endpoints: state.forwarder.endpoints().collect(),
             client_connections: state.mail.clients.len() + self.web_connections.get(),
             clients_rejected: self.clients_rejected.get(),
             client_handshakes: self.handshakes.get(),

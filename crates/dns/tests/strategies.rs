@@ -50,6 +50,12 @@ fn parallel_asks_as_many_as_may_be_and_its_losers_are_no_failures() {
         let stats = settled(&server);
         assert_eq!((stats.counters.unexpected, stats.counters.rotated), (0, 0));
         assert_eq!(stats.pool_counters().failures, 0);
+        let figures = stats.pools.iter().filter_map(|pool| pool.figures);
+        let (won, lost) =
+            figures.clone().fold((0, 0), |(won, lost), one| (won + one.races_won, lost + one.races_lost));
+        assert_eq!((figures.count(), won, lost), (4, 50, 50 * u64::from(parallel_max - 1)));
+        let latency = stats.pools.iter().find(|pool| pool.index == 1).and_then(|pool| pool.figures?.latency);
+        assert!(latency.is_some_and(|(mean, _)| mean < Duration::from_millis(20)), "{latency:?}");
         let n = all.each_ref().map(|upstream| upstream.stats().udp_queries);
         n.iter().zip(before).map(|(n, before)| n - before).sum::<u64>()
     };

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use std::fs;
 
 use forebay::sys::{clock, process};
-use forebay_core::{AcquireOutcome, Blame, BreakerState, Cause, CloseReason, Histogram, Snapshot};
+use forebay_core::{AcquireOutcome, Blame, BreakerState, Cause, CloseReason, Health, Histogram, Snapshot};
 use forebay_dns::{PoolStats, Stats};
-use forebay_dns_core::forwarder::ForwarderCounters;
+use forebay_dns_core::forwarder::{EndpointFigures, ForwarderCounters};
 
 /// What is shown: the figures of the servers, with names that no two pools share.
 #[derive(Debug)]
@@ -275,6 +275,55 @@ const FAMILIES: &[Family] = &[
         },
     },
     Family {
+        name: "forebay_health_state",
+        kind: Kind::Gauge,
+        labels: POOL,
+        help: "0 healthy or not checked, 1 unhealthy: active checks fail (dns.health), and it is asked last.",
+        read: |scrape, samples| {
+            scrape.each(|of, at, pool| samples.put(&[of, at], u8::from(pool.health == Health::Unhealthy)));
+        },
+    },
+    Family {
+        name: "forebay_dns_latency_seconds",
+        kind: Kind::Gauge,
+        labels: POOL,
+        help: "How long an endpoint takes to answer, smoothed, on the slowest worker: what parallel, racing and fastest \
+               go by.",
+        read: |scrape, samples| {
+            scrape.each_endpoint(|of, at, figures| {
+                if let Some((latency, _)) = figures.latency {
+                    samples.put(&[of, at], format!("{:.6}", latency.as_secs_f64()));
+                }
+            });
+        },
+    },
+    Family {
+        name: "forebay_dns_latency_deviation_seconds",
+        kind: Kind::Gauge,
+        labels: POOL,
+        help: "The mean deviation from that latency; a head start of racing is the latency and four of it.",
+        read: |scrape, samples| {
+            scrape.each_endpoint(|of, at, figures| {
+                if let Some((_, deviation)) = figures.latency {
+                    samples.put(&[of, at], format!("{:.6}", deviation.as_secs_f64()));
+                }
+            });
+        },
+    },
+    Family {
+        name: "forebay_dns_races_total",
+        kind: Kind::Counter,
+        labels: &["upstream", "endpoint", "result"],
+        help: "Questions asked of several endpoints at once: how often each was first. Hardly ever `won`: it costs \
+               queries and saves nobody any time.",
+        read: |scrape, samples| {
+            scrape.each_endpoint(|of, at, figures| {
+                samples.put(&[of, at, "won"], figures.races_won);
+                samples.put(&[of, at, "lost"], figures.races_lost);
+            });
+        },
+    },
+    Family {
         name: "forebay_dns_entropy_bits",
         kind: Kind::Gauge,
         labels: POOL,
@@ -510,6 +559,14 @@ fn head(text: &mut String, name: &str, kind: Kind, help: &str) {
 }
 
 impl Scrape<'_> {
+    fn each_endpoint(&self, mut show: impl FnMut(&str, &str, &EndpointFigures)) {
+        for (name, pool) in &self.pools {
+            if let Some(figures) = &pool.figures {
+                show(&pool.group, name, figures);
+            }
+        }
+    }
+
     fn each(&self, mut show: impl FnMut(&str, &str, &Snapshot)) {
         for (name, pool) in &self.pools {
             show(&pool.group, name, &pool.snapshot);

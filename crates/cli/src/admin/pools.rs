@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use forebay_core::{AcquireOutcome, BreakerState, Cause, CloseReason};
+use forebay_core::{AcquireOutcome, BreakerState, Cause, CloseReason, Health};
 use forebay_dns::{LatencyStats, PoolStats, Stats};
 use serde::Serialize;
 
@@ -37,6 +37,8 @@ struct Pool<'a> {
     latency_us: Option<f64>,
     breaker: &'static str,
     breaker_opened: u64,
+    /// What active checks say.
+    health: &'static str,
     failures: u64,
     local_exhaustions: u64,
     last_failure: Option<LastFailure>,
@@ -118,6 +120,10 @@ impl<'a> Pool<'a> {
                 BreakerState::Closed => "closed",
                 BreakerState::HalfOpen => "half_open",
                 BreakerState::Open(_) => "open",
+            },
+            health: match snapshot.health {
+                Health::Healthy => "healthy",
+                Health::Unhealthy => "unhealthy",
             },
             breaker_opened: counters.breaker_opened,
             failures: counters.failures,

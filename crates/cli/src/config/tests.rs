@@ -184,6 +184,8 @@ strategy = "least_inflight"
 workers = 3
 attempt_timeout = "500ms"
 query_timeout = "3s"
+failure_ttl = "6s"
+failure_ttl_max = "50s"
 attempts_max = 4
 waiting_max = 100
 udp_size = 1400
@@ -210,6 +212,14 @@ parallel_max = 2
 head_start_min = "20ms"
 head_start_max = "200ms"
 probing_percent = 6
+
+[dns.health]
+enabled = true
+question = "example.org A"
+interval = "7s"
+timeout = "2s"
+rise = 3
+fall = 4
 
 [dns.udp]
 connections_min = 2

@@ -33,7 +33,7 @@ impl Forwarder {
                         self.line_failed(now, attempt, error, out);
                     }
                 }
-                Action::Probe { endpoint } => self.engine.handle_probed(now, endpoint, Err(Cause::Cancelled)),
+                Action::Probe { endpoint } => self.probe(now, endpoint, out),
             }
         }
     }

@@ -6,6 +6,7 @@ use forebay_core::{Blame, Cause, Instant, Outcome, SlotId};
 
 use super::config::Carrier;
 use super::errors::{count_reply, explain, terms};
+use super::failures::Certainty;
 use super::{Forwarder, How, Outbox};
 use crate::reply::{write_error, write_fresh};
 use crate::wire::{Answer, HEADER_LEN, LetterCase, QuestionEcho, Scan, answer_matches, rcode};
@@ -57,6 +58,10 @@ impl Forwarder {
         let took = now.saturating_duration_since(self.flights.attempt(attempt).began);
         self.observe_latency(now, slot, took, answer.rcode);
         self.drop_attempt(now, attempt, Outcome::Good);
+        if self.flights.flight(flight).probe.is_some() {
+            self.end_probe(now, flight, Ok(()));
+            return true;
+        }
         if answer.is_truncated() && self.carrier(slot) == Carrier::Datagram {
             self.counters.truncated += 1;
             // Of several that were asked at once, one is asked for all of it.
@@ -70,6 +75,8 @@ impl Forwarder {
             rcode::NOERROR if self.is_rebind(flight, &answer) => self.finish_rebind(now, flight, out),
             rcode::NOERROR | rcode::NXDOMAIN => {
                 self.note_race(now, flight, endpoint);
+                let bit = 1 << (endpoint - self.group(flight).first);
+                self.failures.forgive(&self.flights.flight(flight).key, bit);
                 self.finish(now, flight, &answer, out);
             }
             rcode::FORMERR | rcode::NOTIMP | rcode::BADVERS
@@ -97,6 +104,7 @@ impl Forwarder {
         let this = self.flights.flight_mut(flight);
         this.failed |= bit;
         this.rcode = Some(answer.rcode);
+        self.failures.note(now, &this.key, bit, Certainty::Answered);
         self.begin(now, flight, out);
         if self.flights.has_attempts(flight) {
             self.set_timer(flight);
@@ -206,6 +214,10 @@ impl Forwarder {
         let took = now.saturating_duration_since(this.deadline - self.query_timeout);
         let how = How::Upstream(this.upstream);
         let failure = this.failure.unwrap_or(Cause::Timeout);
+        if failure == Cause::Timeout {
+            let silent = self.flights.silent(flight, self.group(flight).first);
+            self.failures.note(now, &this.key, silent, Certainty::Silent);
+        }
         let code = this.rcode.filter(|code| *code <= 15).unwrap_or(rcode::SERVFAIL);
         let mut waiters = 0;
         while let Some(waiter) = self.flights.pop_waiter(flight) {

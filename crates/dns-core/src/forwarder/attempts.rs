@@ -1,6 +1,6 @@
 //! What is tried for a question: which endpoint is asked next, over what, and when it is given up.
 
-use forebay_core::{Acquired, Cause, Instant, Lease, Outcome, Refusal};
+use forebay_core::{Acquired, Cause, Instant, Lease, Outcome, Refusal, SlotId};
 
 use super::config::{Carrier, Strategy};
 use super::cookies;
@@ -41,6 +41,10 @@ impl Forwarder {
             self.arm_stale(now, flight, out);
             return;
         }
+        if self.has_failed(now) {
+            self.reply_remembered(&client, &query.asked, out);
+            return;
+        }
         self.counters.misses += 1;
         let flight = self.begin_flight(now);
         self.flights.add_waiter(flight, client, query);
@@ -58,8 +62,20 @@ impl Forwarder {
     pub(super) fn begin_flight(&mut self, now: Instant) -> u32 {
         let upstream = self.front.route_of(self.key.name()).unwrap_or(0);
         let flight = self.flights.begin(&self.key, upstream, now + self.query_timeout);
-        self.flights.flight_mut(flight).cursor = self.first_endpoint(upstream);
+        let (cursor, failed) = (self.first_endpoint(upstream), self.failures.recall(now, &self.key));
+        let this = self.flights.flight_mut(flight);
+        (this.cursor, this.failed) = (cursor, failed);
         flight
+    }
+
+    /// Whether every endpoint that could know has failed the question at hand a moment ago.
+    pub(super) fn has_failed(&mut self, now: Instant) -> bool {
+        let failed = self.failures.recall(now, &self.key);
+        if failed == 0 {
+            return false;
+        }
+        let upstream = self.front.route_of(self.key.name()).unwrap_or(0);
+        failed == self.everybody(upstream)
     }
 
     /// The upstream that a flight goes to.
@@ -84,12 +100,20 @@ impl Forwarder {
 
     /// Begins one more attempt at the next endpoint that lets it; fails the flight when there is no hope left.
     pub(super) fn attempt(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
+        if self.flights.flight(flight).probe.is_some() {
+            self.give_up_probe(now, flight);
+            return;
+        }
         self.begin(now, flight, out);
         self.carry_on(now, flight, out);
     }
 
     /// The same, at the endpoint that was asked just now, unless it does not let it.
     pub(super) fn attempt_again(&mut self, now: Instant, flight: u32, endpoint: u16, out: &mut impl Outbox) {
+        if self.flights.flight(flight).probe.is_some() {
+            self.give_up_probe(now, flight);
+            return;
+        }
         let place = u32::from(endpoint - self.group(flight).first);
         if !self.begin_at(now, flight, place, out) {
             self.begin(now, flight, out);
@@ -205,7 +229,7 @@ impl Forwarder {
 
     /// Sends the flight's question on a connection. Returns whether the connection is still there; if not, the attempt
     /// is none any more.
-    fn send(&mut self, now: Instant, attempt: u32, lease: Lease, out: &mut impl Outbox) -> bool {
+    pub(super) fn send(&mut self, now: Instant, attempt: u32, lease: Lease, out: &mut impl Outbox) -> bool {
         let slot = lease.slot();
         let carrier = self.carrier(slot);
         let Some(id) = self.exchanges.book(slot, attempt, carrier, &mut self.ids) else {
@@ -263,6 +287,10 @@ impl Forwarder {
     pub(super) fn set_timer(&mut self, flight: u32) {
         let this = self.flights.flight(flight);
         let mut at = this.deadline.min(this.next_start);
+        if this.probe.is_some() {
+            self.timers.set(flight, at);
+            return;
+        }
         for attempt in self.flights.attempts(flight) {
             let attempt = self.flights.attempt(attempt);
             if !attempt.late {
@@ -295,10 +323,10 @@ impl Forwarder {
         self.let_go(now, attempt, Some(outcome));
     }
 
-    /// Gives back what an attempt held. Without an outcome, it was let go: the loser of a race is no failure, and one
-    /// whose time was up has been counted as one. Its answer may still come, and is known then.
+    /// Gives back what an attempt held. Without an outcome, it was let go: the loser of a race is no failure, but one
+    /// whose time was up is. Its answer may still come, and is known then.
     pub(super) fn let_go(&mut self, now: Instant, attempt: u32, outcome: Option<Outcome>) {
-        let Attempt { flight, began, .. } = *self.flights.attempt(attempt);
+        let Attempt { flight, began, late, .. } = *self.flights.attempt(attempt);
         match self.flights.remove_attempt(attempt) {
             AttemptState::Vacant => {}
             AttemptState::Line(ticket) => {
@@ -321,9 +349,44 @@ impl Forwarder {
                     // It answered none of them.
                     self.engine.handle_goodbye(now, slot);
                 }
-                self.engine.release(now, lease, outcome.unwrap_or(Outcome::Unused));
+                // The silence of a probe has been told when its time was up.
+                let failed = late && !lease.is_probe() && self.blames_silence(slot);
+                let unanswered = if failed { Outcome::Failed(Cause::Timeout) } else { Outcome::Unused };
+                self.engine.release(now, lease, outcome.unwrap_or(unanswered));
             }
         }
+    }
+
+    /// Whether silence on a connection says something of the upstream. A stream that had answered may have died on the
+    /// way: what that says, the next one tells.
+    fn blames_silence(&mut self, slot: SlotId) -> bool {
+        self.carrier(slot) == Carrier::Datagram
+            || self.exchanges.get_mut(slot).is_none_or(|exchange| exchange.answers == 0)
+    }
+
+    /// An attempt was not answered in time: what that says of its endpoint and its connection. Returns whether it had
+    /// been sent at all.
+    pub(super) fn blame_silence(&mut self, now: Instant, attempt: u32) -> bool {
+        let attempt = self.flights.attempt(attempt);
+        let AttemptState::Sent { lease, .. } = &attempt.state else { return false };
+        let (slot, began) = (lease.slot(), attempt.began);
+        // Others are judged when their questions end: their answers may still come, and a burst of late ones is no
+        // broken upstream. The probe's is what everybody waits for.
+        if lease.is_probe() {
+            self.engine.handle_late(now, lease, Cause::Timeout);
+        }
+        self.endpoints[usize::from(attempt.endpoint)].latency.observe(now, self.attempt_timeout);
+        let is_stream = self.carrier(slot) == Carrier::Stream;
+        if let Some(exchange) = self.exchanges.get_mut(slot) {
+            exchange.silent += 1;
+            if exchange.silent == SILENT_MAX && is_stream {
+                self.engine.handle_goodbye(now, slot);
+            }
+        }
+        if is_stream {
+            self.suspect(now, slot, began);
+        }
+        true
     }
 
     /// Notes which attempts of a flight have not been answered in time: on the flight, on their endpoints, and on their
@@ -341,26 +404,7 @@ impl Forwarder {
             }
             attempt.late = true;
             newly += 1;
-            let (endpoint, began) = (attempt.endpoint, attempt.began);
-            let AttemptState::Sent { lease, .. } = &self.flights.attempt(at).state else { continue };
-            let slot = lease.slot();
-            let is_stream = self.carrier(slot) == Carrier::Stream;
-            let mut blamed = true;
-            if let Some(exchange) = self.exchanges.get_mut(slot) {
-                exchange.silent += 1;
-                // A stream that had answered may have died on the way: what that says of the upstream, the next tells.
-                blamed = !is_stream || exchange.answers == 0 || lease.is_probe();
-                if exchange.silent == SILENT_MAX && is_stream {
-                    self.engine.handle_goodbye(now, slot);
-                }
-            }
-            if blamed {
-                self.engine.handle_late(now, lease, Cause::Timeout);
-            }
-            self.endpoints[usize::from(endpoint)].latency.observe(now, self.attempt_timeout);
-            if is_stream {
-                self.suspect(now, slot, began);
-            }
+            self.blame_silence(now, at);
         }
         // Who only stood in line has heard nothing of any upstream: the limit was ours.
         let this = self.flights.flight_mut(flight);

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use forebay_core::{Config, ConfigError, Permits};
 
+use super::failures::{TTL_MAX, TTL_MIN};
 use super::front::FrontConfig;
 use super::safety::SafetyConfig;
 use crate::cache::{CacheConfigError, CachePolicy};
-use crate::wire::{HashSeed, UDP_LEN_DEFAULT, UDP_LEN_MIN};
+use crate::wire::{HashSeed, NAME_LEN_MAX, UDP_LEN_DEFAULT, UDP_LEN_MIN};
 
 /// How a query reaches an upstream, as far as decisions differ by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +121,15 @@ impl Default for StrategyConfig {
     }
 }
 
+/// The question of active health checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Name, type and class in wire form: see [`parse_question`](super::parse_question).
+    pub question: Vec<u8>,
+    /// How long an answer is waited for.
+    pub timeout: Duration,
+}
+
 /// What a forwarder is told. [`Forwarder::new`](super::Forwarder::new) checks it.
 #[derive(Clone, Debug)]
 pub struct ForwarderConfig {
@@ -135,6 +145,13 @@ pub struct ForwarderConfig {
     pub attempt_timeout: Duration,
     /// How long a client waits at most; then it is told SERVFAIL. Default 4 s, under the 5 s of common stub resolvers.
     pub query_timeout: Duration,
+    /// What active health checks ask; `None` is none. How often is said by each [`Link`]'s policy. Default `None`.
+    pub health: Option<HealthCheck>,
+    /// How long a question that nobody could answer is remembered, per endpoint (RFC 9520); zero is not at all. Default
+    /// 5 s.
+    pub failure_ttl: Duration,
+    /// How long at most, when an endpoint answers with an error again and again: twice as long each time. Default 30 s.
+    pub failure_ttl_max: Duration,
     /// Attempts for one question. Default 6.
     pub attempts_max: u32,
     /// Clients that may wait at once; more are told SERVFAIL. Default 65,536.
@@ -261,6 +278,9 @@ impl ForwarderConfig {
             strategies: StrategyConfig::default(),
             attempt_timeout: Duration::from_secs(1),
             query_timeout: Duration::from_secs(4),
+            health: None,
+            failure_ttl: Duration::from_secs(5),
+            failure_ttl_max: Duration::from_secs(30),
             attempts_max: 6,
             waiting_max: 65_536,
             udp_size: UDP_LEN_DEFAULT,
@@ -315,6 +335,25 @@ impl ForwarderConfig {
         }
         if self.query_timeout > QUERY_TIMEOUT_MAX {
             return wrong("query_timeout", format!("{:?}", self.query_timeout), "at most 60s");
+        }
+        if !self.failure_ttl.is_zero() && !(TTL_MIN..=TTL_MAX).contains(&self.failure_ttl) {
+            return wrong("failure_ttl", format!("{:?}", self.failure_ttl), "1s to 5m (RFC 9520), or 0s");
+        }
+        if !(self.failure_ttl..=TTL_MAX).contains(&self.failure_ttl_max) {
+            let value = format!("{:?}", self.failure_ttl_max);
+            return wrong("failure_ttl_max", value, "failure_ttl to 5m (RFC 9520)");
+        }
+        if let Some(health) = &self.health {
+            if health.timeout < ATTEMPT_TIMEOUT_MIN {
+                return wrong("health.timeout", format!("{:?}", health.timeout), "at least 10ms");
+            }
+            if health.question.len() < 5 || health.question.len() > NAME_LEN_MAX + 4 {
+                return wrong(
+                    "health.question",
+                    format!("{} bytes", health.question.len()),
+                    "5 to 259 bytes",
+                );
+            }
         }
         if self.attempts_max == 0 {
             return wrong("attempts_max", "0".to_owned(), "at least 1");

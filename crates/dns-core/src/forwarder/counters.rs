@@ -64,6 +64,8 @@ counters! {
     flushed,
     /// Queries that joined a question already in flight.
     coalesced,
+    /// Queries answered SERVFAIL at once because every upstream had failed the question lately (RFC 9520).
+    remembered,
     /// Questions that went upstream.
     misses,
     /// Queries sent upstream, retries and replays included.
@@ -76,6 +78,10 @@ counters! {
     truncated,
     /// Answers taken.
     answers,
+    /// Active health checks begun.
+    checks,
+    /// Active health checks that failed with the upstream to blame.
+    checks_failed,
     /// Answers that came late or twice: nobody waited for them any more.
     late,
     /// Attempts begun while another was still in time: to win a race, or to measure an endpoint.

@@ -1,11 +1,13 @@
 //! What clients are told when there is no answer.
 
+use std::time::Duration;
+
 use forebay_core::{Blame, Cause};
 
 use super::counters::ForwarderCounters;
-use super::{Client, Forwarder, Outbox, StreamKind};
+use super::{Client, Forwarder, How, Outbox, StreamKind};
 use crate::reply::{Fit, Terms, write_error};
-use crate::wire::{ANSWER_BLOCK, Asked, ExtendedError};
+use crate::wire::{ANSWER_BLOCK, Asked, ExtendedError, rcode};
 
 impl Forwarder {
     pub(super) fn reply_error(
@@ -19,6 +21,16 @@ impl Forwarder {
         self.counters.replies += 1;
         let terms = terms(client, asked, self.udp_size);
         out.reply(client, |buffer| write_error(buffer, asked, code, error, &terms));
+    }
+
+    /// Every endpoint has failed this question a moment ago, and none is asked again yet (RFC 9520 §3.2).
+    #[cold]
+    pub(super) fn reply_remembered(&mut self, client: &Client, asked: &Asked<'_>, out: &mut impl Outbox) {
+        self.counters.remembered += 1;
+        out.tell(How::Cached, Duration::ZERO);
+        let error =
+            ExtendedError { code: ede::CACHED_ERROR, text: b"all upstreams failed this question lately" };
+        self.reply_error(client, asked, rcode::SERVFAIL, Some(error), out);
     }
 }
 
@@ -71,6 +83,7 @@ const fn local_text(cause: Cause) -> &'static str {
 /// Extended error codes (RFC 8914 §4).
 pub(super) mod ede {
     pub(in crate::forwarder) const OTHER: u16 = 0;
+    pub(in crate::forwarder) const CACHED_ERROR: u16 = 13;
     pub(in crate::forwarder) const NOT_READY: u16 = 14;
     pub(in crate::forwarder) const BLOCKED: u16 = 15;
     pub(in crate::forwarder) const PROHIBITED: u16 = 18;

@@ -9,7 +9,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use forebay_core::{Instant, Lease, TicketId};
+use forebay_core::{EndpointId, Instant, Lease, TicketId};
 use hashbrown::HashTable;
 
 use super::refresh::StaleState;
@@ -133,6 +133,8 @@ pub(crate) enum AttemptState {
 pub(crate) struct Flight {
     pub(crate) key: QuestionKey,
     in_use: bool,
+    /// Whose health it checks, if nobody asked it.
+    pub(crate) probe: Option<EndpointId>,
     waiters: u32,
     waiters_tail: u32,
     attempts: u32,
@@ -209,9 +211,28 @@ impl Flights {
     }
 
     pub(crate) fn begin(&mut self, key: &QuestionKey, upstream: u16, deadline: Instant) -> u32 {
+        let index = self.add(key, upstream, deadline, None);
+        let flights = &self.flights;
+        self.by_question.insert_unique(key.hash(), index, |&other| flights[other as usize].key.hash());
+        index
+    }
+
+    /// Begins a flight that is not found by its question.
+    pub(crate) fn begin_probe(
+        &mut self,
+        key: &QuestionKey,
+        upstream: u16,
+        deadline: Instant,
+        endpoint: EndpointId,
+    ) -> u32 {
+        self.add(key, upstream, deadline, Some(endpoint))
+    }
+
+    fn add(&mut self, key: &QuestionKey, upstream: u16, deadline: Instant, probe: Option<EndpointId>) -> u32 {
         let fresh = Flight {
             key: key.clone(),
             in_use: true,
+            probe,
             waiters: NONE,
             waiters_tail: NONE,
             attempts: NONE,
@@ -232,7 +253,7 @@ impl Flights {
             rcode: None,
             failure: None,
         };
-        let index = match self.flights_free.pop() {
+        match self.flights_free.pop() {
             Some(index) => {
                 self.flights[index as usize] = fresh;
                 index
@@ -241,10 +262,7 @@ impl Flights {
                 self.flights.push(fresh);
                 self.flights.len() as u32 - 1
             }
-        };
-        let flights = &self.flights;
-        self.by_question.insert_unique(key.hash(), index, |&other| flights[other as usize].key.hash());
-        index
+        }
     }
 
     /// Ends a flight. Its waiters and attempts must have been taken out.
@@ -271,7 +289,15 @@ impl Flights {
         self.flights.get(flight as usize).is_some_and(|flight| flight.in_use)
     }
 
-    /// Iterates over the flights.
+    /// The next check that is out, of those that began at or after this place.
+    pub(crate) fn next_probe(&self, from: u32) -> Option<u32> {
+        (from..self.flights.len() as u32).find(|at| {
+            let flight = &self.flights[*at as usize];
+            flight.in_use && flight.probe.is_some()
+        })
+    }
+
+    /// Iterates over the flights that clients wait for.
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.by_question.iter().copied()
     }
@@ -380,6 +406,14 @@ impl Flights {
     /// Iterates over the attempts of a flight, the newest first.
     pub(crate) fn attempts(&self, flight: u32) -> impl Iterator<Item = u32> + '_ {
         std::iter::successors(self.first_attempt(flight), |at| self.next_attempt(*at))
+    }
+
+    /// The endpoints, as bits from `first` on, that have not answered in time.
+    pub(crate) fn silent(&self, flight: u32, first: u16) -> u64 {
+        let attempts = self.attempts(flight).map(|at| &self.attempts[at as usize]);
+        let silent =
+            attempts.filter(|attempt| attempt.late && matches!(attempt.state, AttemptState::Sent { .. }));
+        silent.fold(0, |set, attempt| set | 1 << (attempt.endpoint - first))
     }
 
     /// The endpoints, as bits from `first` on, that need no other attempt: one is on its way in time, or in line.

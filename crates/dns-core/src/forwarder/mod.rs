@@ -22,9 +22,11 @@ mod cookies;
 mod counters;
 mod errors;
 mod exchange;
+mod failures;
 mod flight;
 mod front;
 mod guesses;
+mod health;
 mod known;
 mod letters;
 mod notices;
@@ -49,23 +51,27 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 pub use self::config::{
-    Carrier, Endpoint, ForwarderConfig, ForwarderConfigError, Link, PrefetchConfig, Route, StaleConfig,
-    Strategy, StrategyConfig, Upstream,
+    Carrier, Endpoint, ForwarderConfig, ForwarderConfigError, HealthCheck, Link, PrefetchConfig, Route,
+    StaleConfig, Strategy, StrategyConfig, Upstream,
 };
 use self::cookies::Cookie;
 pub use self::counters::ForwarderCounters;
 use self::errors::{count_reply, terms};
 use self::exchange::Exchanges;
+use self::failures::Failures;
 use self::flight::Flights;
 pub use self::flight::{Client, StreamKind};
 pub use self::front::{AnyPolicy, FrontConfig, How};
 use self::front::{Front, Turned};
 use self::guesses::Watch;
+use self::health::Check;
+pub use self::health::{QuestionTextError, parse_question};
 use self::letters::Letters;
 pub use self::notices::Notice;
 use self::notices::Notices;
 use self::refresh::Refresh;
 pub use self::safety::SafetyConfig;
+pub use self::strategy::EndpointFigures;
 use self::strategy::Estimate;
 use self::suspects::Habits;
 pub use self::vouching::CookieSecret;
@@ -131,6 +137,9 @@ pub struct Forwarder {
     upstreams: Vec<Group>,
     front: Front,
     choosing: StrategyConfig,
+    failures: Failures,
+    /// The question that checks ask; `None` when there are none.
+    check: Option<Check>,
     endpoints: Vec<Address>,
     /// Endpoint and carrier of each of the engine's endpoints, by its index.
     roles: Vec<(u16, Carrier)>,
@@ -260,6 +269,8 @@ impl Forwarder {
             upstreams,
             front: Front::new(now, config.front, &config.routes, config.hash_seed),
             choosing: config.strategies,
+            check: config.health.as_ref().map(|check| Check::new(check, &config.hash_seed)),
+            failures: Failures::new(config.failure_ttl, config.failure_ttl_max),
             tickets: vec![Vec::new(); roles.len()],
             endpoints,
             roles,
@@ -441,7 +452,11 @@ impl Forwarder {
             if !self.flights.is_in_use(flight) {
                 continue;
             }
-            self.handle_due(now, flight, out);
+            if self.flights.flight(flight).probe.is_some() {
+                self.handle_probe_due(now, flight);
+            } else {
+                self.handle_due(now, flight, out);
+            }
         }
         self.engine.handle_timeout(now);
         self.process(now, out);
@@ -457,6 +472,9 @@ impl Forwarder {
         let flights: Vec<u32> = self.flights.iter().collect();
         for flight in flights {
             self.fail(now, flight, out);
+        }
+        while let Some(probe) = self.flights.next_probe(0) {
+            self.end_probe(now, probe, Err(Cause::Cancelled));
         }
         self.engine.close_all(now);
         self.process(now, out);

@@ -97,7 +97,7 @@ impl Forwarder {
             || match flight {
                 Some(flight) => self.flights.flight(flight).stale == StaleState::Given,
                 // RFC 8767 §5: the failure recheck timer.
-                None => self.refresh.failures.is_recent(self.key.hash(), now),
+                None => self.refresh.failures.is_recent(self.key.hash(), now) || self.has_failed(now),
             };
         if !is_hopeless {
             return false;

@@ -90,6 +90,26 @@ impl Estimate {
     }
 }
 
+/// What the strategies know of one endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointFigures {
+    /// How long it takes to answer, smoothed, and the mean deviation from that; `None` before the first answer.
+    pub latency: Option<(Duration, Duration)>,
+    /// Questions that others were asked beside it, and it answered first.
+    pub races_won: u64,
+    /// Questions that it was asked beside others, and another answered first.
+    pub races_lost: u64,
+}
+
+impl EndpointFigures {
+    /// Adds another worker's figures to these; of the latencies, the longer one is kept.
+    pub fn merge(&mut self, other: &Self) {
+        self.latency = self.latency.max(other.latency);
+        self.races_won += other.races_won;
+        self.races_lost += other.races_lost;
+    }
+}
+
 /// Every endpoint of an upstream with so many.
 const fn all(n: u32) -> u64 {
     u64::MAX >> (64 - n)
@@ -105,6 +125,20 @@ fn places(mut set: u64) -> impl Iterator<Item = u32> + Clone {
 }
 
 impl Forwarder {
+    /// Iterates over what the strategies know of each endpoint, in their order.
+    pub fn endpoints(&self) -> impl Iterator<Item = EndpointFigures> + '_ {
+        self.endpoints.iter().map(|address| EndpointFigures {
+            latency: address.latency.known(),
+            races_won: address.won,
+            races_lost: address.lost,
+        })
+    }
+
+    /// All endpoints of an upstream.
+    pub(super) fn everybody(&self, upstream: u16) -> u64 {
+        all(self.upstreams[usize::from(upstream)].len.into())
+    }
+
     /// Where in the order of an upstream's endpoints a question begins.
     pub(super) fn first_endpoint(&mut self, upstream: u16) -> u32 {
         let group = &mut self.upstreams[usize::from(upstream)];

@@ -2,6 +2,7 @@
 
 mod behaviour;
 mod front;
+mod health;
 mod kept;
 mod manners;
 mod safety;

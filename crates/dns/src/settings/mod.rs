@@ -5,6 +5,7 @@ mod block;
 mod bootstrap;
 mod cache;
 mod clients;
+mod health;
 mod listen;
 mod local;
 mod pools;
@@ -35,6 +36,8 @@ pub use self::block::{BlockAnswerName, BlockSettings};
 pub use self::cache::CacheSettings;
 pub(crate) use self::cache::CacheShare;
 pub use self::clients::ClientSettings;
+pub(crate) use self::health::HealthPlan;
+pub use self::health::HealthSettings;
 use self::listen::listen;
 pub use self::listen::{ListenAddress, Scheme};
 pub(crate) use self::local::LocalConfig;
@@ -86,6 +89,11 @@ pub struct Settings {
     pub attempt_timeout: Span,
     /// How long a client waits before it is told SERVFAIL. Default `4s`.
     pub query_timeout: Span,
+    /// How long a question that an upstream has answered with an error, or that nobody has answered, is not asked of
+    /// them again; when it is so for all, the reply is SERVFAIL at once (RFC 9520). `0s` is not at all. Default `5s`.
+    pub failure_ttl: Span,
+    /// How long at most, when an upstream answers with an error again and again: twice as long each time. Default `30s`.
+    pub failure_ttl_max: Span,
     /// Attempts for one question. Default 6.
     pub attempts_max: u32,
     /// Clients that may wait at once, per worker. Default 65536.
@@ -96,6 +104,8 @@ pub struct Settings {
     pub pool: PoolMode,
     /// What is kept of answers.
     pub cache: CacheSettings,
+    /// Active checks of upstreams.
+    pub health: HealthSettings,
     /// The UDP sockets to each upstream.
     pub udp: UdpSettings,
     /// The TCP connections to each upstream.
@@ -139,11 +149,14 @@ impl Default for Settings {
             workers: 0,
             attempt_timeout: Span(Duration::from_secs(1)),
             query_timeout: Span(Duration::from_secs(4)),
+            failure_ttl: Span(Duration::from_secs(5)),
+            failure_ttl_max: Span(Duration::from_secs(30)),
             attempts_max: 6,
             waiting_max: 65_536,
             udp_size: 1232,
             pool: PoolMode::default(),
             cache: CacheSettings::default(),
+            health: HealthSettings::default(),
             udp: UdpSettings::default(),
             stream: StreamSettings::default(),
             clients: ClientSettings::default(),
@@ -189,9 +202,12 @@ pub struct DnsConfig {
     pub(crate) cache: CacheShare,
     pub(crate) attempt_timeout: Duration,
     pub(crate) query_timeout: Duration,
+    pub(crate) failure_ttl: Duration,
+    pub(crate) failure_ttl_max: Duration,
     pub(crate) attempts_max: u32,
     pub(crate) waiting_max: usize,
     pub(crate) udp_size: u16,
+    pub(crate) health: Option<HealthPlan>,
     pub(crate) udp: Config,
     pub(crate) stream: Config,
     pub(crate) clients: ClientSettings,
@@ -266,9 +282,12 @@ impl DnsConfig {
             cache,
             attempt_timeout: settings.attempt_timeout.0,
             query_timeout: settings.query_timeout.0,
+            failure_ttl: settings.failure_ttl.0,
+            failure_ttl_max: settings.failure_ttl_max.0,
             attempts_max: settings.attempts_max,
             waiting_max: settings.waiting_max,
             udp_size: settings.udp_size,
+            health: settings.health.plan()?,
             udp: udp_pool(settings),
             stream: stream_pool(settings),
             clients: settings.clients,

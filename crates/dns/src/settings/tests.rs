@@ -55,6 +55,7 @@ fn workers_are_cores_unless_said() {
 #[test]
 fn each_impossible_value_is_named() {
     let zero = Span(Duration::ZERO);
+    let (health, h) = (|health| Settings { health, ..settings() }, HealthSettings::default());
     let (strategies, r) = (|strategies| Settings { strategies, ..settings() }, StrategySettings::default());
     let udp = |udp: UdpSettings| Settings { udp, ..settings() };
     let stream = |stream: StreamSettings| Settings { stream, ..settings() };
@@ -89,6 +90,14 @@ fn each_impossible_value_is_named() {
         ("cache.prefetch_hits", cache(CacheSettings { prefetch_hits: 16, ..k.clone() })),
         ("cache.prefetch_below", cache(CacheSettings { prefetch_below: 0, ..k.clone() })),
         ("cache.prefetch_max", cache(CacheSettings { prefetch_max: 0, ..k.clone() })),
+        ("failure_ttl", Settings { failure_ttl: Span(Duration::from_millis(10)), ..settings() }),
+        ("failure_ttl_max", Settings { failure_ttl_max: Span(Duration::from_secs(301)), ..settings() }),
+        ("failure_ttl_max", Settings { failure_ttl_max: Span(Duration::from_secs(4)), ..settings() }),
+        ("health.question", health(HealthSettings { question: "NS .".to_owned(), ..h.clone() })),
+        ("health.interval", health(HealthSettings { interval: zero, ..h.clone() })),
+        ("health.timeout", health(HealthSettings { timeout: Span(Duration::from_secs(60)), ..h.clone() })),
+        ("health.rise", health(HealthSettings { rise: 0, ..h.clone() })),
+        ("health.fall", health(HealthSettings { fall: 0, ..h.clone() })),
         ("attempt_timeout", Settings { attempt_timeout: zero, ..settings() }),
         ("query_timeout", Settings { query_timeout: Span(Duration::from_millis(20)), ..settings() }),
         ("attempts_max", Settings { attempts_max: 0, ..settings() }),

@@ -7,6 +7,7 @@ use forebay_core::{BreakerState, Cause, SlotId};
 use super::world::{OK, World, answer_to, config, rcode, udp};
 use crate::forwarder::{Carrier, ForwarderConfig, Strategy, StrategyConfig};
 use crate::testing::Message;
+use crate::wire::Scan;
 
 const SERVFAIL: u16 = 0x8182;
 const MS: Duration = Duration::from_millis(1);
@@ -332,6 +333,132 @@ fn one_that_refuses_is_passed_over_by_every_strategy() {
             assert_eq!(rcode(&world.one_reply().1), 0, "{strategy:?}");
         }
     }
+}
+
+fn error(bytes: &[u8]) -> u16 {
+    let mut scan = Scan::new();
+    let answer = scan.scan_answer(bytes).unwrap();
+    answer.opt.and_then(|opt| opt.edns.options.extended_error()).map_or(0, |error| error.code)
+}
+
+fn ask_with_edns(world: &mut World, n: u32) {
+    world.ask(udp(1), &Message::query(&format!("n{n}.test"), 1).opt(1232, 0, &[]));
+}
+
+/// Answers whatever is asked with an error until the client is told. Returns whom it was asked of.
+fn fail_all(world: &mut World) -> Vec<u16> {
+    let mut asked = Vec::new();
+    while world.mail.replies.is_empty() {
+        for (endpoint, slot, query) in sent(world) {
+            asked.push(endpoint);
+            world.answer(slot, &answer_to(&query, SERVFAIL).0);
+        }
+    }
+    assert_eq!(rcode(&world.one_reply().1), 2);
+    asked
+}
+
+#[test]
+fn a_question_that_all_have_failed_is_not_asked_again_for_a_while() {
+    for strategy in Strategy::ALL {
+        let mut world = world(strategy, 2);
+        let second = Duration::from_secs(1);
+        ask_with_edns(&mut world, 1);
+        assert_eq!(fail_all(&mut world).len(), 2, "{strategy:?}");
+        world.pass(second * 4);
+        ask_with_edns(&mut world, 1);
+        let (_, reply) = world.one_reply();
+        assert_eq!((rcode(&reply), error(&reply)), (2, 13), "{strategy:?}: a cached error");
+        ask(&mut world, 2);
+        let out = sent(&mut world);
+        assert!(!out.is_empty(), "another question is asked");
+        out.iter().for_each(|(_, slot, query)| world.answer(*slot, &answer_to(query, OK).a(60).0));
+        world.mail.replies.clear();
+        world.pass(second);
+        ask_with_edns(&mut world, 1);
+        assert_eq!(fail_all(&mut world).len(), 2, "{strategy:?}: five seconds are over");
+        world.pass(second * 9);
+        ask_with_edns(&mut world, 1);
+        assert!(world.mail.replies.iter().any(|(_, reply)| error(reply) == 13), "the second time is longer");
+        assert_eq!(world.forwarder.counters().remembered, 2);
+    }
+}
+
+#[test]
+fn an_endpoint_that_failed_a_question_is_not_asked_it_while_there_are_others() {
+    let mut world = world(Strategy::Sequential, 2);
+    ask(&mut world, 7);
+    let out = sent(&mut world);
+    world.answer(out[0].1, &answer_to(&out[0].2, SERVFAIL).0);
+    let out = sent(&mut world);
+    assert_eq!(endpoints(&out), [1]);
+    // It answers, but so that nobody may keep it: the question comes again.
+    world.answer(out[0].1, &answer_to(&out[0].2, OK).a(0).0);
+    world.mail.replies.clear();
+    ask(&mut world, 7);
+    // The second says nothing, and the client is told in the end.
+    world.pass(4010 * MS);
+    assert_eq!(endpoints(&sent(&mut world)), [1, 1, 1, 1], "only who has not failed is asked again");
+    assert_eq!(rcode(&world.one_reply().1), 2);
+}
+
+#[test]
+fn after_its_time_the_endpoint_is_asked_again_and_an_answer_ends_the_memory() {
+    let mut world = world(Strategy::Sequential, 2);
+    let round = |world: &mut World, flags| {
+        ask(world, 1);
+        let out = sent(world);
+        let first = out[0].0;
+        world.answer(out[0].1, &answer_to(&out[0].2, flags).a(0).0);
+        for (_, slot, query) in sent(world) {
+            world.answer(slot, &answer_to(&query, OK).a(0).0);
+        }
+        assert_eq!(rcode(&world.one_reply().1), 0);
+        first
+    };
+    assert_eq!(round(&mut world, SERVFAIL), 0);
+    assert_eq!(round(&mut world, OK), 1);
+    world.pass(5000 * MS);
+    assert_eq!(round(&mut world, OK), 0);
+    assert_eq!(round(&mut world, OK), 0, "and it stays so");
+}
+
+#[test]
+fn silence_of_all_is_remembered_and_a_fault_of_this_machine_is_not() {
+    let mut world = world(Strategy::Sequential, 1);
+    ask_with_edns(&mut world, 1);
+    world.pass(4010 * MS);
+    assert_eq!(error(&world.one_reply().1), 22);
+    ask_with_edns(&mut world, 1);
+    assert_eq!(error(&world.one_reply().1), 13);
+
+    for cause in [Cause::Route, Cause::Ports, Cause::Refused] {
+        let mut world = World::new(settings(Strategy::Sequential, 1));
+        world.dials.insert((0, Carrier::Datagram), Err(cause));
+        ask_with_edns(&mut world, 1);
+        world.pass(5000 * MS);
+        assert_eq!(rcode(&world.one_reply().1), 2);
+        world.dials.clear();
+        ask_with_edns(&mut world, 1);
+        assert_eq!(sent(&mut world).len(), 1, "{cause}: it says nothing of the question");
+    }
+}
+
+#[test]
+fn how_long_failures_are_remembered_is_a_setting() {
+    let asked_after = |ttl: u64, after: u64| {
+        let mut settings = settings(Strategy::Sequential, 1);
+        settings.failure_ttl = Duration::from_secs(ttl);
+        let mut world = World::new(settings);
+        ask(&mut world, 1);
+        fail_all(&mut world);
+        world.pass(Duration::from_secs(after));
+        ask(&mut world, 1);
+        !sent(&mut world).is_empty()
+    };
+    assert!(asked_after(0, 0));
+    assert!(!asked_after(2, 1));
+    assert!(asked_after(2, 3));
 }
 
 #[test]

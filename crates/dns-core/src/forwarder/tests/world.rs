@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use forebay_core::{Cause, Config, IdleOrder, Instant, Permits, Rng, SlotId};
+use forebay_core::{Cause, Config, HealthConfig, IdleOrder, Instant, Permits, Rng, SlotId};
 
 use crate::forwarder::{
-    Carrier, Client, Endpoint, Forwarder, ForwarderConfig, Handled, Link, LinkAction, Outbox, Strategy,
-    StreamKind, Upstream, wheel,
+    Carrier, Client, Endpoint, Forwarder, ForwarderConfig, Handled, HealthCheck, Link, LinkAction, Outbox,
+    Strategy, StreamKind, Upstream, parse_question, wheel,
 };
 use crate::testing::{Message, seed};
 
@@ -176,6 +176,15 @@ fn live(seed: u64) {
     settings.upstreams[0].strategy = Strategy::ALL[rng.below(7) as usize];
     settings.strategies.parallel_max = 1 + rng.below(4);
     settings.strategies.probing_percent = rng.below(101);
+    settings.failure_ttl = Duration::from_secs(u64::from(rng.below(6)));
+    let checked = rng.percent(50).then(|| HealthConfig {
+        interval: Duration::from_millis(u64::from(100 + rng.below(900))),
+        rise: 1 + rng.below(2),
+        fall: 1 + rng.below(3),
+    });
+    let question = parse_question("name7.test A").unwrap();
+    settings.health = checked
+        .map(|_| HealthCheck { question, timeout: Duration::from_millis(u64::from(50 + rng.below(500))) });
     settings.cache_bytes = if rng.percent(30) { 0 } else { 64 << 10 };
     for upstream in &mut settings.upstreams[0].endpoints {
         for link in upstream.datagram.iter_mut().chain([&mut upstream.stream]) {
@@ -186,6 +195,7 @@ fn live(seed: u64) {
         if rng.percent(20) {
             upstream.datagram = None;
         }
+        upstream.datagram.as_mut().unwrap_or(&mut upstream.stream).config.health = checked;
     }
     let limit = settings.query_timeout + Duration::from_nanos(2 * wheel::PRECISION.as_nanos() as u64);
     let mut world = World::new(settings);
