@@ -1,6 +1,6 @@
 //! An upstream that speaks HTTP/2 frame by frame, and does to each query what the test says.
 
-#![allow(unreachable_pub, reason = "a part of a test binary")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
