@@ -489,3 +489,46 @@ fn a_sampled_query_log_has_one_in_so_many() {
     let wrong = problem(|settings| settings.query_log.sample = 0);
     assert!(wrong.contains("query_log.sample: is 0"), "{wrong}");
 }
+
+#[test]
+fn dig_reads_what_is_answered_here() {
+    if !support::has("dig") {
+        return;
+    }
+    let folder = Folder::new("dig");
+    let upstream = upstream();
+    let server = served(&upstream, |settings| {
+        settings.block.lists = vec![folder.file("list", "ads.test\n")];
+        settings.local.records = vec![
+            "www.home.test CNAME nas.home.test".to_owned(),
+            "nas.home.test 30 A 192.168.1.2".to_owned(),
+            "nas.home.test TXT \"two words\" three".to_owned(),
+            "_x._tcp.home.test SRV 1 2 853 nas.home.test".to_owned(),
+            "home.test MX 10 nas.home.test".to_owned(),
+        ];
+    });
+    let dig = |arguments: &[&str]| {
+        let output = std::process::Command::new("dig")
+            .args(["@127.0.0.1", "-p", &server.address.port().to_string(), "+tries=1"])
+            .args(arguments)
+            .output()
+            .expect("it runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let blocked = dig(&["x.ads.test"]);
+    assert!(blocked.contains("status: NXDOMAIN") && blocked.contains("EDE: 15 (Blocked)"), "{blocked}");
+    assert!(blocked.contains("nobody.invalid. 1 3600 1200 604800 60"), "{blocked}");
+    let short = |arguments: &[&str]| dig(&[&["+short"], arguments].concat()).trim().to_owned();
+    assert_eq!(short(&["www.home.test"]), "nas.home.test.\n192.168.1.2");
+    assert_eq!(short(&["nas.home.test", "TXT"]), "\"two words\" \"three\"");
+    assert_eq!(short(&["_x._tcp.home.test", "SRV"]), "1 2 853 nas.home.test.");
+    assert_eq!(short(&["home.test", "MX"]), "10 nas.home.test.");
+    assert_eq!(short(&["-x", "127.0.0.1"]), "localhost.");
+    assert_eq!(short(&["-x", "::1"]), "localhost.");
+    assert_eq!(short(&["a.test", "ANY"]), "\"RFC8482\" \"\"");
+    let chaos = dig(&["version.bind", "CH", "TXT"]);
+    assert!(chaos.contains("status: REFUSED") && chaos.contains("EDE: 21 (Not Supported)"), "{chaos}");
+    let local = dig(&["a.printer.local"]);
+    assert!(local.contains("status: NXDOMAIN") && local.contains("local.\t\t\t10800\tIN\tSOA"), "{local}");
+    assert_eq!(upstream.stats().udp_queries, 0, "nobody was asked");
+}
