@@ -71,7 +71,10 @@ impl Default for StreamSettings {
 /// A breaker for DNS: names whose own servers are dead time out at a healthy upstream too, so that it takes many
 /// failures in a row, and a short pause, to say something of the upstream.
 const BREAKER: BreakerConfig =
-    BreakerConfig { failures: 32, open_base: Duration::from_millis(200), open_max: Duration::from_secs(2) };
+    BreakerConfig { failures: 32, open_base: Duration::from_millis(200), open_max: PAUSE_MAX };
+/// An upstream that is back is used again within a second, however long it was gone; until then, one query or dial
+/// in each pause finds out.
+const PAUSE_MAX: Duration = Duration::from_millis(800);
 
 pub(super) fn udp_pool(settings: &Settings) -> Config {
     let udp = &settings.udp;
@@ -82,7 +85,7 @@ pub(super) fn udp_pool(settings: &Settings) -> Config {
         order: IdleOrder::Random,
         dials_max: udp.connections_max.max(1),
         idle_timeout: Some(udp.idle_timeout.0),
-        backoff: BackoffConfig { base: Duration::from_millis(20), max: Duration::from_secs(1) },
+        backoff: BackoffConfig { base: Duration::from_millis(20), max: PAUSE_MAX },
         breaker: BREAKER,
         ..Config::default()
     };
@@ -106,6 +109,7 @@ pub(super) fn stream_pool(settings: &Settings) -> Config {
         // The other half is for another endpoint, should this one take a connection and never answer.
         dial_timeout: stream.dial_timeout.0.min(settings.query_timeout.0 / 2),
         idle_timeout: Some(stream.idle_timeout.0),
+        backoff: BackoffConfig { base: Duration::from_millis(50), max: PAUSE_MAX },
         breaker: BREAKER,
         ..Config::default()
     };

@@ -236,3 +236,38 @@ fn a_probe_that_nobody_answers_is_followed_by_the_next_within_two_seconds() {
     assert!(probes.len() >= 10 && probes.len() < 60, "{}", probes.len());
     assert!(gaps.max().unwrap() < 1900 * MS, "a second for the answer, and the pause");
 }
+
+#[test]
+fn when_an_upstream_is_back_traffic_returns_without_a_storm_of_dials() {
+    let mut settings = config(1);
+    settings.failure_ttl = Duration::ZERO;
+    let endpoint = &mut settings.upstreams[0].endpoints[0];
+    endpoint.datagram = None;
+    // As the server has it.
+    endpoint.stream.config.backoff.max = 800 * MS;
+    endpoint.stream.config.breaker = BreakerConfig { failures: 32, open_base: 200 * MS, open_max: 800 * MS };
+    let mut world = World::new(settings);
+    world.dials.insert((0, Carrier::Stream), Err(Cause::Refused));
+    for n in 0..1000 {
+        world.ask(udp(n), &Message::query(&format!("n{n}.test"), 1));
+        world.pass(10 * MS);
+    }
+    let down = world.dialed;
+    world.dials.clear();
+    let mut first = None;
+    for n in 0..500 {
+        // Ten at once, every 10 ms; each connection carries sixteen.
+        for i in 0..10 {
+            world.ask(udp(i), &Message::query(&format!("b{n}x{i}.test"), 1));
+        }
+        world.pass(10 * MS);
+        for (slot, query) in std::mem::take(&mut world.mail.sent) {
+            first.get_or_insert(n);
+            world.answer(slot, &answer_to(&query, OK).a(60).0);
+        }
+    }
+    let up = world.dialed - down;
+    println!("dials while it was down for 10 s under 100 queries a second: {down}; when it was back: {up}");
+    assert!(first.is_some_and(|n| n < 90), "back within a second: {first:?}");
+    assert!(down < 60 && up <= 64, "{down} and {up}");
+}
