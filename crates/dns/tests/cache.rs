@@ -108,7 +108,8 @@ fn stale_recheck_is_how_long_a_name_is_left_alone_after_a_failure() {
     for (stale_recheck, is_asked_again) in [(secs(60), false), (ms(0), true)] {
         upstream.set_script(Script { ttl: 1, ..Script::default() });
         let cache = CacheSettings { stale_recheck, stale_answer_after: ms(100), ..CacheSettings::default() };
-        let server = with(&upstream, cache);
+        // Failures are remembered beside it, also of names that were never known.
+        let server = run(&Settings { failure_ttl: ms(0), ..quick(&upstream, cache) });
         let client = Udp::to(server.address);
         client.ask("a.test");
         outlive();

@@ -8,6 +8,7 @@ use super::config::Carrier;
 use super::errors::{count_reply, explain, terms};
 use super::failures::Certainty;
 use super::{Forwarder, How, Outbox};
+use crate::cache::Insert;
 use crate::reply::{write_error, write_fresh};
 use crate::wire::{Answer, HEADER_LEN, LetterCase, QuestionEcho, Scan, answer_matches, rcode};
 
@@ -192,8 +193,10 @@ impl Forwarder {
         let began = this.deadline - self.query_timeout;
         let (how, took) = (How::Upstream(this.upstream), now.saturating_duration_since(began));
         self.latency.record_duration(took);
-        // What is not kept is of no interest here: the reply goes out all the same.
-        let _ = self.cache.insert(&this.key, answer, now);
+        // Why it is not kept is of no interest here: the reply goes out all the same.
+        if let Insert::NotKept(_) = self.cache.insert(&this.key, answer, now) {
+            self.note_unkept(now, flight);
+        }
         let (udp_size, counters) = (self.udp_size, &mut self.counters);
         while let Some(waiter) = self.flights.pop_waiter(flight) {
             let asked = waiter.asked();

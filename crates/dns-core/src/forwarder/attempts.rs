@@ -42,7 +42,9 @@ impl Forwarder {
             return;
         }
         if self.has_failed(now) {
-            self.reply_remembered(&client, &query.asked, out);
+            if !self.reply_stale(now, &client, query, out) {
+                self.reply_remembered(&client, &query.asked, out);
+            }
             return;
         }
         self.counters.misses += 1;

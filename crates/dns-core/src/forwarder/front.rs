@@ -340,6 +340,7 @@ impl Forwarder {
     /// Ends a flight whose answer is not passed on.
     #[cold]
     pub(super) fn finish_rebind(&mut self, now: Instant, flight: u32, out: &mut impl Outbox) {
+        self.note_unkept(now, flight);
         let began = self.flights.flight(flight).deadline - self.query_timeout;
         let took = now.saturating_duration_since(began);
         self.latency.record_duration(took);

@@ -92,16 +92,27 @@ impl Forwarder {
         query: &Query<'_>,
         out: &mut impl Outbox,
     ) -> bool {
-        let Some(stale) = self.refresh.stale else { return false };
+        if self.refresh.stale.is_none() {
+            return false;
+        }
         let is_hopeless = self.is_overloaded()
             || match flight {
                 Some(flight) => self.flights.flight(flight).stale == StaleState::Given,
                 // RFC 8767 §5: the failure recheck timer.
                 None => self.refresh.failures.is_recent(self.key.hash(), now) || self.has_failed(now),
             };
-        if !is_hopeless {
-            return false;
-        }
+        is_hopeless && self.reply_stale(now, client, query, out)
+    }
+
+    /// Answers a query with what is stale. Returns whether there was anything.
+    pub(super) fn reply_stale(
+        &mut self,
+        now: Instant,
+        client: &Client,
+        query: &Query<'_>,
+        out: &mut impl Outbox,
+    ) -> bool {
+        let Some(stale) = self.refresh.stale else { return false };
         let Some(found) = self.cache.find_stale(&self.key, now) else { return false };
         let terms = terms(client, &query.asked, self.udp_size);
         let counters = &mut self.counters;
@@ -166,6 +177,15 @@ impl Forwarder {
             self.counters.refresh_failures += 1;
             let until = now + self.refresh.recheck();
             self.refresh.failures.note(self.flights.flight(flight).key.hash(), until);
+        }
+    }
+
+    /// An upstream had an answer, and it is not kept: if that was for nobody, the name is left alone for a while, or every
+    /// use of the old answer would ask again.
+    pub(super) fn note_unkept(&mut self, now: Instant, flight: u32) {
+        let this = self.flights.flight(flight);
+        if this.is_background {
+            self.refresh.failures.note(this.key.hash(), now + self.refresh.recheck());
         }
     }
 

@@ -22,7 +22,8 @@
 //!   joined answer when all its parts had it.
 //! - With DO, a set whose signature is a wildcard's is not kept, since its proof stands in the authority section
 //!   (RFC 4035 §3.1.3.3). Answers with DNAME records are not taken apart.
-//! - A name that does not exist has no type (RFC 2308 §5): what is known of A answers AAAA, and the other way round.
+//! - A name that does not exist has no type (RFC 2308 §5): that it has no A for this reason answers all others. Not so
+//!   for other types, since there are servers that deny a name when they are asked for AAAA (RFC 4074 §4.2).
 
 mod build;
 
@@ -39,7 +40,7 @@ use crate::wire::{
     plain_ttl, rcode, rtype,
 };
 
-/// Aliases that are followed. More than this are a mistake of somebody's: Unbound follows 11, BIND 16.
+/// Aliases that are followed. More than this are a mistake of somebody's: other resolvers stop between 8 and 16.
 pub const ALIASES_MAX: usize = 16;
 
 /// Memory to take answers apart in and to join them.
@@ -178,7 +179,8 @@ impl Sets {
                 add_end(&mut self.builder, &self.chain, &end, is_signed)?;
                 break flags_of(&end.stored) & flag::RCODE;
             }
-            if let Some(end) = self.known(store, &name, sibling(key.qtype()), key)
+            if key.qtype() != rtype::A
+                && let Some(end) = self.known(store, &name, rtype::A, key)
                 && flags_of(&end.stored) & flag::RCODE == rcode::NXDOMAIN
                 && be16(end.stored.wire(), 6) == Some(0)
             {
@@ -238,11 +240,6 @@ fn follows_aliases(qtype: u16) -> bool {
         qtype,
         rtype::CNAME | rtype::DNAME | rtype::DS | rtype::RRSIG | rtype::NSEC | rtype::NSEC3 | 128..=255
     ) && !OLD.contains(&qtype)
-}
-
-/// The type that is usually asked for beside this one.
-fn sibling(qtype: u16) -> u16 {
-    if qtype == rtype::A { rtype::AAAA } else { rtype::A }
 }
 
 fn flags_of(stored: &Stored<'_>) -> u16 {

@@ -216,6 +216,11 @@ fn a_name_that_does_not_exist_has_no_other_type_either() {
     let mut known = Known::new();
     known.learn(&key("gone.test", 1), &gone(ResponseCode::NoError));
     assert_eq!(known.join(&key("gone.test", 28)), None, "that it has no A says nothing of AAAA");
+    // RFC 4074 §4.2: some servers deny a name when they are asked for AAAA.
+    let mut known = Known::new();
+    let denied = answer("gone.test.", 28, ResponseCode::NXDomain, vec![("test.", 60, soa(60))]);
+    known.learn(&key("gone.test", 28), &denied.to_vec().unwrap());
+    assert_eq!(known.join(&key("gone.test", 1)), None);
     // An alias of a name that does not exist does exist.
     let mut known = Known::new();
     let way = vec![("w.test.", 300, alias("gone.test.")), ("test.", 900, soa(40))];
@@ -525,8 +530,8 @@ impl Model {
                 records.extend(end.answers.iter().map(|&(o, t, ttl, d)| (o, t, ttl - age, d)));
                 return Some((end.code, records, end.soa));
             }
-            let sibling = if question.1 == 1 { 28 } else { 1 };
-            if let Some((end, _)) = self.left(now, (name, sibling))
+            if question.1 != 1
+                && let Some((end, _)) = self.left(now, (name, 1))
                 && end.code == 3
                 && end.answers.is_empty()
             {

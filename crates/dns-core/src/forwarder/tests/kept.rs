@@ -208,6 +208,21 @@ fn stale_is_better_than_an_error_whatever_failed() {
 }
 
 #[test]
+fn a_failure_that_is_remembered_leaves_what_is_stale() {
+    let stale = Some(StaleConfig { recheck: Duration::ZERO, ..StaleConfig::default() });
+    let mut world = World::new(crate::forwarder::ForwarderConfig { stale, ..config(1) });
+    learn(&mut world, "a.test", 60);
+    world.pass(secs(61));
+    ask(&mut world, "a.test");
+    let (slot, query) = world.one_sent();
+    world.answer(slot, &answer_to(&query, 0x8182).0);
+    assert_stale(&mut world);
+    ask(&mut world, "a.test");
+    assert!(world.mail.sent.is_empty(), "RFC 9520: it is not asked again");
+    assert_stale(&mut world);
+}
+
+#[test]
 fn a_stale_nxdomain_says_that_it_is_one() {
     let mut world = World::new(config(1));
     ask(&mut world, "no.test");
@@ -344,6 +359,22 @@ fn a_refresh_that_failed_is_not_begun_again_at_once() {
     ask(&mut world, "a.test");
     assert!(world.mail.sent.is_empty());
     assert_eq!(ttl_of(&world.mail.replies.pop().unwrap().1), 80, "what is there is still good");
+    world.pass(secs(30));
+    ask(&mut world, "a.test");
+    world.one_sent();
+}
+
+#[test]
+fn a_refresh_whose_answer_is_not_kept_is_not_begun_again_at_once() {
+    let mut world = World::new(config(1));
+    learn(&mut world, "a.test", 1000);
+    world.pass(secs(920));
+    ask(&mut world, "a.test");
+    ask(&mut world, "a.test");
+    let (slot, query) = world.one_sent();
+    world.answer(slot, &answer_to(&query, OK).a(0).0);
+    ask(&mut world, "a.test");
+    assert!(world.mail.sent.is_empty());
     world.pass(secs(30));
     ask(&mut world, "a.test");
     world.one_sent();
