@@ -206,6 +206,7 @@ prefetch = false
 prefetch_hits = 3
 prefetch_below = 20
 prefetch_max = 32
+path = "/var/cache/forebay/dns"
 
 [dns.strategies]
 parallel_max = 2
