@@ -21,6 +21,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("dns.udp", "../dns/src/settings/pools.rs", "UdpSettings"),
     ("dns.stream", "../dns/src/settings/pools.rs", "StreamSettings"),
     ("dns.clients", "../dns/src/settings/clients.rs", "ClientSettings"),
+    ("dns.tls", "../dns/src/settings/tls.rs", "TlsSettings"),
     ("dns.safety", "../dns/src/settings/safety.rs", "SafetySettings"),
     ("dns.protection", "../dns/src/settings/protection.rs", "ProtectionSettings"),
     ("dns.routes", "../dns/src/settings/routes.rs", "RouteSettings"),

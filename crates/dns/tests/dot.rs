@@ -432,3 +432,48 @@ fn clients_that_never_read_and_clients_that_leave_cost_little_and_harm_nobody() 
     println!("latency {alone:?} alone, {beside:?} beside them; {} KiB more memory", grown >> 10);
     drop(deaf);
 }
+
+/// Answers per second with 256 questions in flight, none of them from the cache.
+fn rate(server: &Running, span: Duration) -> f64 {
+    let client = Udp::to(server.address);
+    let ask = |n: u16| client.send(&query(n, &format!("n{n}.test"), 1, Some(1232)));
+    (0..256).for_each(ask);
+    let (began, mut answers) = (Instant::now(), 0);
+    while began.elapsed() < span {
+        let reply = client.recv();
+        assert_eq!(rcode(&reply), 0);
+        answers += 1;
+        ask(id(&reply));
+    }
+    f64::from(answers) / began.elapsed().as_secs_f64()
+}
+
+#[test]
+fn an_upstream_over_tls_keeps_up_with_one_over_tcp() {
+    let origin = upstream(Script::default());
+    let (authority, front, _) = dot_server(&origin);
+    let cache = forebay_dns::CacheSettings { size: forebay::units::Size { bytes: 0 }, ..Default::default() };
+    let with = |settings: Settings| run(&Settings { cache: cache.clone(), ..settings });
+    let tcp = with(Settings { upstreams: vec![format!("tcp://{}", front.address)], ..settings(&[]) });
+    let tls = with(over_tls(dot_address(&front), &authority.ca()));
+    rate(&front, Duration::from_millis(100));
+    let (mut plain, mut encrypted): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        plain.push(rate(&tcp, Duration::from_millis(300)));
+        encrypted.push(rate(&tls, Duration::from_millis(300)));
+    }
+    plain.sort_by(f64::total_cmp);
+    encrypted.sort_by(f64::total_cmp);
+    let (plain, encrypted) = (plain[2], encrypted[2]);
+    let stats = tls.stats();
+    let reuse = stats.pools[0].reuse_rate().expect("queries were sent");
+    println!(
+        "256 in flight: {plain:.0}/s over TCP, {encrypted:.0}/s over TLS ({:.2}); {} connections, {:.3} % reused, {:?}",
+        encrypted / plain,
+        stats.connections_made(),
+        reuse * 100.0,
+        stats.upstream_handshakes
+    );
+    assert!(encrypted > 0.5 * plain, "a share of the machine that others take meanwhile is allowed for");
+    assert!(reuse > 0.99 && stats.connections_made() <= 8, "{reuse}");
+}

@@ -134,6 +134,21 @@ fn each_impossible_value_is_named() {
         ),
         ("clients.connections_max", clients(ClientSettings { connections_max: 0, ..c })),
         ("clients.queries_max", clients(ClientSettings { queries_max: 0, ..c })),
+        ("clients.connections_per_client", clients(ClientSettings { connections_per_client: 0, ..c })),
+        ("clients.handshakes_max", clients(ClientSettings { handshakes_max: 0, ..c })),
+        ("clients.handshake_timeout", clients(ClientSettings { handshake_timeout: zero, ..c })),
+        (
+            "tls.key",
+            Settings {
+                tls: TlsSettings { certificate: "/nowhere.pem".into(), ..TlsSettings::default() },
+                ..settings()
+            },
+        ),
+        (
+            "upstreams",
+            Settings { upstreams: vec!["tls://192.0.2.1?ca=/nowhere.pem".to_owned()], ..settings() },
+        ),
+        ("listen", Settings { listen: vec!["tls://127.0.0.1:0".to_owned()], ..settings() }),
         ("clients.idle_timeout", clients(ClientSettings { idle_timeout: zero, ..c })),
     ];
     for (key, settings) in cases {
