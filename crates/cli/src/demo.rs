@@ -2,6 +2,7 @@
 //!
 //! On a terminal it is a screen, elsewhere a line a second. Nothing leaves this machine.
 
+mod certificate;
 mod figures;
 mod load;
 mod screen;
@@ -13,10 +14,11 @@ use std::time::Duration;
 
 use forebay::sys;
 use forebay_bench::responder::{Responder, Script};
-use forebay_dns::{DnsConfig, Server, Settings, StrategyName};
+use forebay_dns::{DnsConfig, Scheme, Server, Settings, StrategyName};
 use tokio::runtime;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use self::certificate::Certificate;
 use self::figures::{Figures, Sample, Summary};
 use self::load::Load;
 use self::screen::Screen;
@@ -29,6 +31,8 @@ use crate::serve::{Ends, bind_admin, end_at_once, start_admin, start_failure};
 
 /// Where the forwarder listens, if nobody else does.
 const LISTEN: &str = "127.0.0.1:5300";
+/// Where it listens for DNS over TLS, if nobody else does.
+const LISTEN_TLS: &str = "127.0.0.1:5853";
 /// How long an upstream takes to answer, and up to how much longer: one that is near.
 const DELAY: Duration = Duration::from_millis(2);
 const JITTER: Duration = Duration::from_millis(2);
@@ -66,6 +70,8 @@ struct Stage {
     upstreams: [Responder; 2],
     server: Server,
     admin: Option<Admin>,
+    /// Looked at as long as the server runs.
+    _certificate: Certificate,
 }
 
 impl Stage {
@@ -78,8 +84,11 @@ impl Stage {
                 .map_err(|error| Failure::failed(format!("cannot start an embedded upstream: {error}")))
         };
         let upstreams = [upstream()?, upstream()?];
+        let certificate = Certificate::make()
+            .map_err(|error| Failure::failed(format!("cannot make a certificate for the demo: {error}")))?;
         let settings = Settings {
-            listen: vec![free_address()],
+            listen: vec![free_address(LISTEN), format!("tls://{}", free_address(LISTEN_TLS))],
+            tls: certificate.settings(),
             upstreams: upstreams.iter().map(|upstream| upstream.addr().to_string()).collect(),
             strategy: StrategyName::RoundRobin,
             workers: 1,
@@ -92,7 +101,7 @@ impl Stage {
         let listener = bind_admin(&admin)?;
         let server = forebay_dns::start(config).map_err(start_failure)?;
         let admin = start_admin(&admin, listener, server.handle())?;
-        Ok(Self { upstreams, server, admin })
+        Ok(Self { upstreams, server, admin, _certificate: certificate })
     }
 
     async fn perform(self, args: &DemoArgs, on_screen: bool) -> Result<(), Failure> {
@@ -147,6 +156,9 @@ impl Stage {
         Poster {
             what: format!("dns on {listen}, upstreams {}", upstreams.join(" and ")),
             dig: format!("dig @{} -p {} anything.example", listen.ip(), listen.port()),
+            kdig: self.server.local_addrs().iter().find(|one| one.scheme == Scheme::Tls).map(|tls| {
+                format!("kdig @{} -p {} +tls anything.example", tls.address.ip(), tls.address.port())
+            }),
             admin: self.admin.as_ref().map(|admin| format!("{0}/pools  {0}/metrics", admin.url())),
         }
     }
@@ -160,6 +172,8 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 struct Poster {
     what: String,
     dig: String,
+    /// The same over TLS.
+    kdig: Option<String>,
     admin: Option<String>,
 }
 
@@ -178,6 +192,9 @@ impl View {
         }
         say(&format!("forebay demo: {}", poster.what));
         say(&format!("try:   {}", poster.dig));
+        if let Some(kdig) = &poster.kdig {
+            say(&format!("  or   {kdig}"));
+        }
         if let Some(admin) = &poster.admin {
             say(&format!("admin: {admin}"));
         }
@@ -215,7 +232,7 @@ fn trouble(error: io::Error) -> Failure {
 }
 
 /// The usual address if it is free, and any other if not.
-fn free_address() -> String {
-    let is_free = UdpSocket::bind(LISTEN).is_ok() && std::net::TcpListener::bind(LISTEN).is_ok();
-    if is_free { LISTEN.to_owned() } else { "127.0.0.1:0".to_owned() }
+fn free_address(usual: &str) -> String {
+    let is_free = UdpSocket::bind(usual).is_ok() && std::net::TcpListener::bind(usual).is_ok();
+    if is_free { usual.to_owned() } else { "127.0.0.1:0".to_owned() }
 }

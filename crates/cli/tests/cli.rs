@@ -347,7 +347,9 @@ fn the_demo_ends_with_a_summary() {
     let output = run(&["demo", "--duration", "2500ms", "--rate", "500", "--admin", "none"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    for expected in ["try:   dig @127.0.0.1 -p ", " q/s, ", "forebay demo, ", " 0 wrong; "] {
+    for expected in
+        ["try:   dig @127.0.0.1 -p ", " +tls anything.example", " q/s, ", "forebay demo, ", " 0 wrong; "]
+    {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     assert!(!text.contains("admin:"), "{text}");

@@ -85,7 +85,7 @@ impl Picture {
 
     fn draw(&self, frame: &mut Frame<'_>) {
         let [head, middle, pools, foot] = Layout::vertical([
-            Constraint::Length(5),
+            Constraint::Length(6),
             Constraint::Length(10),
             Constraint::Min(4),
             Constraint::Length(1),
@@ -105,6 +105,9 @@ impl Picture {
             Line::from(self.poster.what.as_str()),
             Line::from(vec![Span::styled("try    ", DIM), Span::styled(&self.poster.dig, BRIGHT)]),
         ];
+        if let Some(kdig) = &self.poster.kdig {
+            lines.push(Line::from(vec![Span::styled("  or   ", DIM), Span::styled(kdig, BRIGHT)]));
+        }
         if let Some(admin) = &self.poster.admin {
             lines.push(Line::from(vec![Span::styled("admin  ", DIM), Span::styled(admin, BRIGHT)]));
         }
@@ -194,6 +197,7 @@ mod tests {
         let poster = Poster {
             what: "dns on 127.0.0.1:5300".to_owned(),
             dig: "dig @127.0.0.1 -p 5300 anything.example".to_owned(),
+            kdig: Some("kdig @127.0.0.1 -p 5853 +tls anything.example".to_owned()),
             admin: Some("http://127.0.0.1:9053/pools".to_owned()),
         };
         let mut picture = Picture::new(poster);
