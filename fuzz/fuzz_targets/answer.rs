@@ -35,8 +35,13 @@ fuzz_target!(|input: &[u8]| {
             Some(end) if question[end..] == answer.question[end..] => &question,
             _ => answer.question,
         },
-        edns: (client & 8 != 0)
-            .then_some(AskedEdns { udp_size: 512 + 16 * u16::from(*client), dnssec_ok: client & 16 != 0, padding: client & 8 != 0, keepalive: client & 4 != 0, cookie: (client & 2 != 0).then_some([*client; 24]) }),
+        edns: (client & 8 != 0).then_some(AskedEdns {
+            udp_size: 512 + 16 * u16::from(*client),
+            dnssec_ok: client & 16 != 0,
+            padding: client & 8 != 0,
+            keepalive: client & 4 != 0,
+            cookie: (client & 2 != 0).then_some([*client; 24]),
+        }),
     };
     for terms in [Terms::udp(&asked, 1232), Terms::stream(Some(1))] {
         let mut out = Vec::new();

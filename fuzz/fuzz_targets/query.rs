@@ -29,7 +29,8 @@ fuzz_target!(|bytes: &[u8]| {
                 rd: query.asked.rd,
                 cd: query.asked.cd,
                 dnssec_ok: query.asked.dnssec_ok(),
-                udp_size: Some(1232), options: &[]
+                udp_size: Some(1232),
+                options: &[],
             };
             write_query(&mut sent, &upstream);
             let again = scan_query(&sent).expect("our own query");

@@ -10,6 +10,11 @@ use forebay_bench::responder::{Close, Responder, Script, expected_a};
 use forebay_dns::{CacheSettings, Settings, StreamSettings};
 use support::{Running, Udp, address, id, query, rcode, run, settings};
 
+/// How long an answer is waited for. Long beside what a busy machine takes for a dial and a round trip.
+const ATTEMPT: Duration = Duration::from_millis(600);
+/// A query that takes longer has waited for an answer that did not come.
+const LATE: Duration = Duration::from_millis(500);
+
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
@@ -23,8 +28,8 @@ fn over_tcp(upstreams: &[&Responder]) -> Settings {
     Settings {
         upstreams: upstreams.iter().map(|upstream| format!("tcp://{}", upstream.addr())).collect(),
         cache: CacheSettings { size: Size { bytes: 0 }, ..CacheSettings::default() },
-        attempt_timeout: Span(ms(300)),
-        query_timeout: Span(ms(3000)),
+        attempt_timeout: Span(ATTEMPT),
+        query_timeout: Span(ms(4000)),
         ..settings(&[])
     }
 }
@@ -64,11 +69,11 @@ fn half_open_connections_cost_each_query_one_attempt_at_most() {
     upstream.set_script(Script { half_open: true, ..Script::default() });
     let took = burst(&server, "n", 32);
     println!("32 queries on half-open connections: the last was answered after {took:?}");
-    assert!(took < ms(300 + 300), "one attempt of 300 ms, a dial and a round trip: {took:?}");
+    assert!(took < ATTEMPT * 2, "one attempt of 600 ms, a dial and a round trip: {took:?}");
     let made = upstream.stats().connections - before;
     assert!(made <= 12, "{made} connections for 32 queries at 4 each");
     let worst = ask(&Udp::to(server.address), "after", 50).into_iter().max().unwrap_or_default();
-    assert!(worst < ms(250), "the dead ones are gone: {worst:?}");
+    assert!(worst < LATE, "the dead ones are gone: {worst:?}");
 }
 
 #[test]
@@ -78,7 +83,7 @@ fn one_half_open_connection_after_the_other_is_found_at_once() {
     let server = run(&Settings { stream, ..over_tcp(&[&upstream]) });
     burst(&server, "warm", 32);
     upstream.set_script(Script { half_open: true, ..Script::default() });
-    let slow = ask(&Udp::to(server.address), "n", 20).into_iter().filter(|took| *took > ms(250)).count();
+    let slow = ask(&Udp::to(server.address), "n", 20).into_iter().filter(|took| *took > LATE).count();
     assert_eq!(slow, 1, "the first query finds all eight");
 }
 
@@ -87,9 +92,9 @@ fn an_upstream_that_answers_only_the_first_query_of_a_connection_is_learnt() {
     let upstream = upstream(Script { first_only: true, ..Script::default() });
     let server = run(&over_tcp(&[&upstream]));
     let took = ask(&Udp::to(server.address), "n", 60);
-    let slow = took.iter().filter(|took| **took > ms(250)).count();
+    let slow = took.iter().filter(|took| **took > LATE).count();
     assert_eq!(slow, 2, "two teach it: {took:?}");
-    assert!(took[10..].iter().all(|took| *took < ms(250)));
+    assert!(took[10..].iter().all(|took| *took < LATE));
     let stats = upstream.stats();
     assert!(stats.connections <= 62, "one for each query: {stats:?}");
     println!("60 queries, {} connections, {slow} late", stats.connections);
@@ -102,7 +107,7 @@ fn a_burst_at_an_upstream_that_answers_only_the_first_query_fails_nobody() {
     let took = burst(&server, "n", 200);
     let stats = upstream.stats();
     println!("200 queries at once, {} connections, the last answered after {took:?}", stats.connections);
-    assert!(took < ms(3000) && stats.connections <= 220, "{took:?} {stats:?}");
+    assert!(took < ms(4000) && stats.connections <= 220, "{took:?} {stats:?}");
 }
 
 #[test]
@@ -144,14 +149,17 @@ fn an_upstream_that_resets_every_connection_causes_no_storm() {
         let bad = upstream(Script { close, ..Script::default() });
         let server = run(&over_tcp(&[&bad]));
         let client = Udp::to(server.address);
-        let began = Instant::now();
+        let mut at_once = 0;
         for n in 0..200 {
+            let began = Instant::now();
             assert_eq!(rcode(&client.ask(&format!("n{n}.test"))), 2);
+            at_once += u32::from(began.elapsed() < ms(100));
         }
-        let (took, made) = (began.elapsed(), bad.stats().connections);
-        println!("{close:?}: 200 queries, {made} connections, {took:?}");
+        let made = bad.stats().connections;
+        println!("{close:?}: 200 queries, {made} connections, {at_once} told at once");
         assert!(made <= 400, "{close:?}: two a query at most, and none while the breaker is open: {made}");
-        assert!(took < ms(200 * 50), "{close:?}: told at once: {took:?}");
+        // The others waited for the pause between two dials.
+        assert!(at_once >= 150, "{close:?}: {at_once} told at once");
 
         let good = upstream(Script::default());
         let before = bad.stats().connections;
@@ -169,7 +177,7 @@ fn a_connection_that_is_made_and_never_answers_leaves_time_for_another_upstream(
     let good = upstream(Script::default());
     let server = run(&over_tcp(&[&silent, &good]));
     let took = ask(&Udp::to(server.address), "n", 5);
-    assert!(took.iter().all(|took| *took < ms(600)), "{took:?}");
+    assert!(took.iter().all(|took| *took < ATTEMPT * 2), "{took:?}");
     assert!(silent.stats().connections <= 5);
 }
 
@@ -186,10 +194,10 @@ fn a_dial_that_stalls_takes_half_of_the_deadline_at_most() {
     let stream = StreamSettings { dial_timeout: Span(Duration::from_secs(60)), ..StreamSettings::default() };
     let server = run(&Settings {
         upstreams: vec![format!("tcp://{stalls}"), format!("tcp://{}", good.addr())],
-        attempt_timeout: Span(ms(2900)),
+        attempt_timeout: Span(ms(3900)),
         stream,
         ..over_tcp(&[])
     });
     let took = ask(&Udp::to(server.address), "n", 1);
-    assert!(took[0] >= ms(1400) && took[0] < ms(2500), "half of three seconds, then the other one: {took:?}");
+    assert!(took[0] >= ms(1900) && took[0] < ms(3500), "half of four seconds, then the other one: {took:?}");
 }
