@@ -180,6 +180,7 @@ const OTHER: &str = r#"
 [dns]
 listen = ["127.0.0.1:5301", "[::1]:5301"]
 upstreams = ["tcp://192.0.2.1", "192.0.2.2:5353"]
+bootstrap = ["192.0.2.53"]
 strategy = "least_inflight"
 workers = 3
 attempt_timeout = "500ms"
