@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(file) => {
             let written = toml::to_string(&file).expect("a file can be written");
             assert_eq!(File::parse("f.toml", &written).expect("our own file"), file);
-            if file.dns.is_some_and(|dns| dns.cache_size.bytes > CACHE_BYTES_MAX) {
+            if file.dns.is_some_and(|dns| dns.cache.size.bytes > CACHE_BYTES_MAX) {
                 return;
             }
             let machine = Machine { cores: 1, ..Machine::default() };
