@@ -252,7 +252,7 @@ fn unbound(authority: &Authority) -> Option<(Peer, SocketAddr)> {
     }
     let folder = authority.folder.0.display();
     let pair = authority.issue("unbound", &["dns.test", "127.0.0.1"]);
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|one| one.local_addr()).expect("a port").port();
+    let port = support::free_port();
     let mut config = format!(
         "server:\n interface: 127.0.0.1@{port}\n https-port: {port}\n http-endpoint: \"/dns-query\"\n \
          tls-service-pem: \"{}\"\n tls-service-key: \"{}\"\n username: \"\"\n chroot: \"\"\n directory: \"{folder}\"\n \

@@ -6,13 +6,13 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use forebay_dns::{CacheSettings, Scheme, Settings, TlsSettings};
 use support::tls::{Authority, Folder, Pair};
-use support::{PATIENCE, Peer, Udp, has, path, query, run, settings};
+use support::{PATIENCE, Peer, Udp, free_port, has, path, query, run, settings};
 
 /// Names that are asked, a tenth of each kind.
 const NAMES: usize = 1_000;
@@ -59,9 +59,7 @@ fn zone() -> String {
 
 /// Two free ports: one for UDP and TCP, one for encryption.
 fn ports() -> [u16; 2] {
-    [0; 2].map(|_| {
-        UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port()
-    })
+    [free_port(), free_port()]
 }
 
 fn spawn(program: &str, arguments: &[&str]) -> Peer {

@@ -4,14 +4,14 @@ mod support;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use forebay_bench::responder::expected_a;
 use forebay_dns::Settings;
-use support::{PATIENCE, Peer, Running, Udp, address, has, path, query, run, settings};
+use support::{PATIENCE, Peer, Running, Udp, address, free_port, has, path, query, run, settings};
 
 /// Names in the zone, each with the address that its name says.
 const NAMES: u32 = 100_000;
@@ -34,7 +34,7 @@ fn nsd() -> Option<Nsd> {
     if !has("nsd") {
         return None;
     }
-    let port = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+    let port = free_port();
     let folder = std::env::temp_dir().join(format!("forebay-nsd-{}-{port}", std::process::id()));
     fs::create_dir_all(&folder).expect("a folder");
     let place = folder.display();

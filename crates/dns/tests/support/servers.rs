@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ pub struct TlsServer {
 }
 
 fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port")
+    (std::net::Ipv4Addr::LOCALHOST, super::free_port()).into()
 }
 
 fn begin(program: &str, arguments: &[&str], folder: Folder, address: SocketAddr) -> TlsServer {
