@@ -3,6 +3,7 @@
 //! A request is a query like any other: it goes into the worker's forwarder under a number of its own, and its answer
 //! is written into its stream at once. No task stands for a request; one task carries each connection.
 
+mod frames;
 pub(crate) mod link;
 mod pipe;
 pub(crate) mod reply;
@@ -32,7 +33,7 @@ pub(crate) async fn serve(shell: &Rc<Shell>, stream: Stream, peer: SocketAddr, l
     let http2 = stream.speaks(ALPN_HTTP[0]);
     let _open = Open::new(shell);
     match http2 {
-        true => serve::http2(shell, Pipe::new(stream), peer, path).await,
+        true => serve::http2(shell, Pipe::with_answers_apart(stream), peer, path).await,
         false => serve1::http1(shell, Pipe::new(stream), peer, path).await,
     }
 }
