@@ -11,8 +11,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("forebay-dns-core", &["forebay-core"]),
     ("forebay", &["forebay-core"]),
     ("forebay-dns", &["forebay", "forebay-core", "forebay-dns-core"]),
+    ("forebay-proxy-core", &["forebay-core"]),
+    ("forebay-proxy", &["forebay", "forebay-core", "forebay-proxy-core"]),
     ("forebay-bench", &["forebay", "forebay-core"]),
-    ("forebay-cli", &["forebay", "forebay-core", "forebay-dns", "forebay-dns-core", "forebay-bench"]),
+    (
+        "forebay-cli",
+        &["forebay", "forebay-core", "forebay-dns", "forebay-dns-core", "forebay-proxy", "forebay-bench"],
+    ),
     ("forebay-sim", &["forebay-core", "forebay-dns-core"]),
 ];
 
@@ -86,7 +91,7 @@ fn arrows_run_down_only() {
 
 #[test]
 fn decisions_know_no_acts() {
-    for (path, text) in sources(&["crates/core/src", "crates/dns-core/src"]) {
+    for (path, text) in sources(&["crates/core/src", "crates/dns-core/src", "crates/proxy-core/src"]) {
         if path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs") {
             continue;
         }

@@ -1,0 +1,1 @@
+//! How many connections to dial ahead for clients that are yet to come.

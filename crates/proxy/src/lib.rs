@@ -1,0 +1,1 @@
+//! The proxy: settings in, `start` out.
