@@ -16,10 +16,10 @@ use tokio::sync::Notify;
 
 use crate::doh;
 use crate::mail::{ClientOut, STREAM_BACKLOG_BYTES, StreamOut};
-use crate::places::Place;
 use crate::settings::Scheme;
 use crate::stream::Stream;
 use crate::worker::{Shell, State};
+use forebay::places::Place;
 
 /// How long accepting rests after the kernel had no descriptor: trying again at once would only burn the core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

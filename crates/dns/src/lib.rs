@@ -19,7 +19,6 @@ mod keep;
 mod link;
 mod log;
 mod mail;
-mod places;
 mod query_log;
 mod settings;
 mod stats;
@@ -46,7 +45,6 @@ use tokio::sync::{mpsc, oneshot};
 use self::bootstrap::{Directory, Resolver};
 use self::files::{Looked, NameFigures, Watch};
 use self::keep::{Keeper, SavedCache};
-use self::places::Places;
 use self::query_log::{QueryLogFigures, QueryLogWriter};
 pub use self::settings::{
     AnyName, BlockAnswerName, BlockSettings, LocalSettings, ProtectionSettings, QueryLogSettings,
@@ -60,6 +58,7 @@ pub use self::settings::{
 pub use self::stats::{CacheStats, HandshakeStats, LatencyStats, NameStats, PoolStats, QueryLogStats, Stats};
 use self::tls::ServerConfigs;
 use self::worker::{Command, WorkerSeed};
+use forebay::places::Places;
 
 /// Descriptors that the pools leave to listeners, clients, logs and whatever else the process does.
 const DESCRIPTORS_RESERVED: u64 = 512;

@@ -28,12 +28,12 @@ use crate::bootstrap::Directory;
 use crate::keep::{Keeper, SavedCache};
 use crate::log::Log;
 use crate::mail::Mail;
-use crate::places::Places;
 use crate::query_log::QueryLog;
 use crate::settings::{DnsConfig, Transport};
 use crate::stats::{HandshakeStats, WorkerStats};
 use crate::tls::ServerConfigs;
 use crate::{client, link};
+use forebay::places::Places;
 
 /// Room for one received datagram, in bytes: no query is longer, and no answer to what we say we take.
 const DATAGRAM_BYTES: usize = 4096;

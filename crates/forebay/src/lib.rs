@@ -67,8 +67,9 @@
 //! |---|---|
 //! | [`dial`] | connectors for UDP, TCP and TLS; the budget of this machine |
 //! | [`blame`] | from an I/O error to whose fault it is |
+//! | [`settings`], [`units`] | what the settings of all servers have in common; durations and sizes as people write them |
+//! | [`places`] | clients' connections, counted |
 //! | [`sys`] | everything that only Linux has |
-//! | [`units`] | durations and sizes as people write them |
 //!
 //! The decisions (limits, order, growth, endings, breaker) are `forebay-core`'s; its first page has the words.
 
@@ -82,7 +83,9 @@
 
 pub mod blame;
 pub mod dial;
+pub mod places;
 mod pool;
+pub mod settings;
 mod sync;
 pub mod sys;
 pub mod units;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use rustls::pki_types::ServerName;
 
-use super::{ListenAddress, Settings, SettingsError};
+use super::{ListenAddress, Settings, SettingsError, parse_address};
 
 /// Where DNS over HTTPS is asked unless told otherwise.
 pub(super) const PATH_DEFAULT: &str = "/dns-query";
@@ -230,19 +230,6 @@ fn parse_host(text: &str, transport: Transport) -> Result<(Host, u16), String> {
         Ok(ServerName::DnsName(_)) => Ok((Host::Name(name), port)),
         _ => Err(format!("`{text}` is neither an address like 192.0.2.1:853 nor a name like dns.example")),
     }
-}
-
-/// Reads `address`, `address:port`, `[v6]`, `[v6]:port` or `:port` (all interfaces).
-pub fn parse_address(text: &str, port: u16) -> Option<SocketAddr> {
-    if let Ok(address) = text.parse() {
-        return Some(address);
-    }
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Some(SocketAddr::new(ip, port));
-    }
-    let port = text.strip_prefix(':')?.parse().ok()?;
-    Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
 }
 
 /// Says what is wrong with the path of a URL (RFC 3986 §3.3).

@@ -19,18 +19,18 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use forebay::settings::{PoolMode, SettingsError, parse_address};
 use forebay::units::Span;
 use forebay_core::Config;
 use forebay_dns_core::forwarder::{SafetyConfig, Strategy, StrategyConfig};
 use serde::{Deserialize, Serialize};
 
 use self::address::upstreams;
-pub use self::address::{Host, Transport, UpstreamAddress, parse_address};
+pub use self::address::{Host, Transport, UpstreamAddress};
 pub(crate) use self::block::BlockConfig;
 pub use self::block::{BlockAnswerName, BlockSettings};
 pub use self::cache::CacheSettings;
@@ -128,17 +128,6 @@ pub struct Settings {
     pub routes: Vec<RouteSettings>,
 }
 
-/// Whether connections to upstreams are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PoolMode {
-    /// Kept, shared, rotated.
-    #[default]
-    On,
-    /// One for each query.
-    Off,
-}
-
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -171,23 +160,6 @@ impl Default for Settings {
         }
     }
 }
-
-/// A value that cannot be, named so that its line can be found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SettingsError {
-    /// The key, dotted, as in `udp.capacity`.
-    pub key: String,
-    /// What is wrong with its value, and what it may be.
-    pub problem: String,
-}
-
-impl fmt::Display for SettingsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.problem)
-    }
-}
-
-impl std::error::Error for SettingsError {}
 
 /// A valid configuration of the DNS server. Made of [`Settings`] only.
 #[derive(Clone, Debug)]

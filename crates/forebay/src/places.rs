@@ -9,7 +9,7 @@ use forebay_core::Ledger;
 
 /// The places. Touched when a connection comes and when it goes.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub struct Places {
     all: Ledger,
     per_client: u32,
     clients: Mutex<HashMap<IpAddr, u32>>,
@@ -17,19 +17,19 @@ pub(crate) struct Places {
 
 /// One place, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub struct Place {
     places: Arc<Places>,
     client: IpAddr,
 }
 
 impl Places {
     /// So many for all clients, and so many for each.
-    pub(crate) fn new(all: u32, per_client: u32) -> Self {
+    pub fn new(all: u32, per_client: u32) -> Self {
         Self { all: Ledger::limit(all), per_client, clients: Mutex::default() }
     }
 
     /// Takes a place for a client at this address, if there is one.
-    pub(crate) fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
+    pub fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
         if !self.all.try_take() {
             return None;
         }
