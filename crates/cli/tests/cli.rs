@@ -48,7 +48,11 @@ struct Running {
 
 impl Running {
     fn start(args: &[&str]) -> Self {
-        let mut child = forebay(args)
+        Self::of(forebay(args))
+    }
+
+    fn of(mut command: Command) -> Self {
+        let mut child = command
             .args(["--log", "info", "--log-format", "json"])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -273,6 +277,94 @@ fn a_file_is_served_with_its_admin_endpoint() {
     assert!(get(&admin, "/metrics").starts_with("HTTP/1.1 401"));
     server.signal("-TERM");
     assert_eq!(server.end().0, Some(0));
+}
+
+/// Serves a file with this in it, asks once, and returns the standard output and the log from beginning to end.
+fn logged(settings: &str) -> (String, String) {
+    let folder = TempDir::new().unwrap();
+    let upstream = Responder::builder().spawn().unwrap();
+    let listen = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let path = file(
+        &folder,
+        &format!(
+            "[dns]\nlisten = [\"{listen}\"]\nupstreams = [\"tcp://{}\"]\nworkers = 1\n\
+             [admin]\nlisten = \"none\"\n{settings}",
+            upstream.addr()
+        ),
+    );
+    let mut child = forebay(&["run", "-c", &path])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command runs");
+    // At the level `error` nothing says when it is ready.
+    let socket = client(listen);
+    socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // Until it listens, the kernel says that nobody does.
+        let _ = socket.send(&query("one"));
+        if socket.recv(&mut [0; 512]).is_ok() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it does not answer");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let (mut output, mut log) = (String::new(), String::new());
+    child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{log}");
+    (output, log)
+}
+
+#[test]
+fn level_and_format_of_the_log_are_settings() {
+    let log =
+        |level: &str, format: &str| logged(&format!("[log]\nlevel = \"{level}\"\nformat = \"{format}\"\n")).1;
+    assert_eq!(log("error", "text"), "");
+    let (info, debug, json) = (log("info", "text"), log("debug", "text"), log("debug", "json"));
+    assert!(info.contains("dns is ready") && !info.contains("connection made"), "{info}");
+    assert!(debug.contains("dns is ready") && debug.contains("connection made"), "{debug}");
+    let is_json = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok();
+    assert!(!info.lines().any(is_json), "{info}");
+    assert!(json.contains("connection made") && json.lines().all(is_json), "{json}");
+}
+
+#[test]
+fn a_query_log_may_go_to_the_standard_output() {
+    assert_eq!(logged("").0, "");
+    let (output, log) = logged("[dns.query_log]\npath = \"-\"\n");
+    assert!(output.lines().any(|line| line.contains(r#""name":"one""#)), "{output}");
+    assert!(!log.contains(r#""name":"one""#), "{log}");
+}
+
+#[test]
+fn the_token_of_file_or_environment_opens_the_admin_endpoint() {
+    let folder = TempDir::new().unwrap();
+    let asked = |token: &str, environment: Option<&str>, header: &str| {
+        let path = file(
+            &folder,
+            &format!(
+                "[dns]\nlisten = [\"127.0.0.1:0\"]\nupstreams = [\"192.0.2.53\"]\n\
+                 [admin]\nlisten = \"127.0.0.1:0\"\n{token}"
+            ),
+        );
+        let mut command = forebay(&["run", "-c", &path]);
+        command.envs(environment.map(|token| ("FOREBAY_ADMIN_TOKEN", token)));
+        let server = Running::of(command);
+        let admin = server.ready["admin"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
+        let answer = get(&admin, &format!("/metrics HTTP/1.1\r\n{header}X-Rest:"));
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    let bearer = "Authorization: Bearer 0123456789abcdef\r\n";
+    let token = "token = \"0123456789abcdef\"\n";
+    assert_eq!(asked("", None, ""), "200");
+    assert_eq!(asked(token, None, ""), "401");
+    assert_eq!(asked(token, None, bearer), "200");
+    assert_eq!(asked("", Some("0123456789abcdef"), ""), "401");
+    assert_eq!(asked("", Some("0123456789abcdef"), bearer), "200");
+    assert_eq!(asked(token, Some("another-token-of-length"), bearer), "200", "the file's wins");
 }
 
 #[test]

@@ -181,6 +181,44 @@ fn rate_prefixes_say_who_shares_a_limit() {
 }
 
 #[test]
+fn rate_v6_prefix_says_which_ipv6_clients_share_a_limit() {
+    // Addresses of our own, which no test beside this one can see.
+    let Some(namespace) = forebay::sys::netns::NetNamespace::for_test(30_000..=40_000) else { return };
+    if !support::has("ip") {
+        return;
+    }
+    // The same /64 as the first; another, in the same /56; another /56, in the same /48.
+    let clients = ["fd00::1", "fd00::2", "fd00:0:0:1::1", "fd00:0:0:100::1"];
+    namespace.run(|| {
+        for client in clients.iter().chain(&["fd00::53"]) {
+            support::ip(&format!("address add {client}/128 dev lo nodad"));
+        }
+        let upstream = upstream();
+        let passed = |rate_v6_prefix| {
+            let server = served(&upstream, |settings| {
+                settings.listen = vec!["[fd00::53]:5300".to_owned()];
+                settings.protection = ProtectionSettings {
+                    rate_limit: 1,
+                    rate_slip: 0,
+                    rate_v6_prefix,
+                    ..ProtectionSettings::default()
+                };
+            });
+            for client in clients {
+                let socket = std::net::UdpSocket::bind((client, 0)).expect("an address of this namespace");
+                socket.send_to(&query(1, "a.local", A, None), server.address).expect("sent");
+            }
+            let seen = |counters: &forebay_dns_core::forwarder::ForwarderCounters| {
+                counters.special + counters.limited_dropped
+            };
+            server.until("all are seen", |stats| seen(&stats.counters) == 4).counters.special
+        };
+        let default = ProtectionSettings::default().rate_v6_prefix;
+        assert_eq!(([128, 64, 56, 48].map(passed), passed(default)), ([4, 3, 2, 1], 2));
+    });
+}
+
+#[test]
 fn any_is_answered_in_short_or_forwarded() {
     let upstream = upstream();
     let reply = ask(&served(&upstream, |_| {}), "a.test", ANY);

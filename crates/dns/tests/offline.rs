@@ -2,20 +2,14 @@
 
 mod support;
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use forebay::sys::netns::NetNamespace;
 use forebay_bench::responder::{Responder, Script};
 use forebay_dns::Settings;
-use support::{Udp, query, rcode, run, settings};
+use support::{Udp, ip, query, rcode, run, settings};
 
 const ADDRESS: &str = "10.53.53.53";
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip runs");
-    assert!(status.success(), "ip {arguments}");
-}
 
 /// Asks something new every 10 ms, until `end` says so. Returns how many replies were good, and how many were not.
 fn load(client: &Udp, next: &mut u16, mut end: impl FnMut(u32) -> bool) -> (u32, u32) {
@@ -40,9 +34,7 @@ fn load(client: &Udp, next: &mut u16, mut end: impl FnMut(u32) -> bool) -> (u32,
 
 fn goes_offline(scheme: &str) {
     let Some(namespace) = NetNamespace::for_test(30_000..=40_000) else { return };
-    if !Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success()) {
-        assert!(std::env::var("FOREBAY_REQUIRE_PEERS").is_err(), "no `ip`");
-        println!("skipped: no `ip` (Debian: iproute2)");
+    if !support::has("ip") {
         return;
     }
     namespace.run(|| {

@@ -206,6 +206,12 @@ pub fn has(program: &str) -> bool {
     found
 }
 
+/// Runs `ip` (Debian: iproute2), inside the namespace of the calling thread.
+pub fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).env("PATH", path()).status().expect("ip runs");
+    assert!(status.success(), "ip {arguments}");
+}
+
 /// Debian keeps servers where only root's path looks.
 pub fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
