@@ -253,6 +253,35 @@ fn an_expired_certificate_is_served_and_complained_about() {
 }
 
 #[test]
+fn a_certificate_that_ends_within_seven_days_is_warned_about_and_no_other() {
+    let origin = upstream(Script::default());
+    let authority = Authority::new();
+    let log = support::log::Log::new();
+    let day = Duration::from_secs(86_400);
+    let ends_in = |file: &str, span: Duration| {
+        authority.issue_with(file, &["dns.test"], |params| {
+            let now = rustls::pki_types::UnixTime::now().as_secs();
+            let end = Duration::from_secs(now) + span;
+            params.not_after = (std::time::SystemTime::UNIX_EPOCH + end).into();
+        })
+    };
+    let (later, soon) = (ends_in("later", 7 * day + day / 24), ends_in("soon", 7 * day - day / 24));
+    let said =
+        |pair: &Pair| format!("the certificate expires soon: renew it file={}", pair.certificate.display());
+    let server = run(&dot_settings(&origin, &later));
+    let other = run(&dot_settings(&origin, &soon));
+    log.until(&format!("{} days=6", said(&soon)));
+    // One that is put in the place of another is looked at like the first.
+    ends_in("later", 3 * day + day / 24);
+    log.until(&format!("{} days=3", said(&later)));
+    assert!(log.text().matches(&said(&later)).count() == 1, "{}", log.text());
+    let config = client_config(&authority.ca(), &["dot"]);
+    for server in [&server, &other] {
+        assert!(Dot::to(dot_address(server), &config).is_ok(), "it is good until then");
+    }
+}
+
+#[test]
 fn a_handshake_that_stalls_costs_its_time_and_nobody_else_anything() {
     let origin = upstream(Script::default());
     let authority = Authority::new();
@@ -328,6 +357,76 @@ fn clients_of_streams_are_told_how_long_they_may_be_idle_and_that_is_true() {
     let began = Instant::now();
     assert!(dot.recv().is_none());
     assert!(began.elapsed() >= Duration::from_millis(600), "{:?}", began.elapsed());
+}
+
+#[test]
+fn clients_of_a_server_that_is_about_to_end_are_told_zero() {
+    let origin = upstream(Script { delay: Duration::from_secs(3), ..Script::default() });
+    let authority = Authority::new();
+    let pair = authority.issue("dns", &["dns.test"]);
+    let clients = ClientSettings { idle_timeout: span(700), ..ClientSettings::default() };
+    let mut server = run(&Settings {
+        clients,
+        query_timeout: span(8000),
+        attempt_timeout: span(6000),
+        ..dot_settings(&origin, &pair)
+    });
+    let (slow, local) =
+        (with_options(1, "slow.test", &KEEPALIVE), with_options(2, "a.localhost", &KEEPALIVE));
+    let mut tcp = support::Tcp::to(server.address);
+    let config = client_config(&authority.ca(), &["dot"]);
+    let mut dot = Dot::to(dot_address(&server), &config).expect("a handshake");
+    // What is in flight keeps both connections.
+    tcp.send(&slow);
+    dot.send(&slow);
+    server.until("both wait", |stats| stats.waiting == 2);
+    let running = server.server.take().expect("it runs");
+    let end = server.runtime.spawn(running.drain(Duration::from_secs(10)));
+    let drain = std::thread::spawn(move || server.runtime.block_on(end).expect("it ends"));
+    let (told, ended) = ([0, 11, 0, 2, 0, 7], [0, 11, 0, 2, 0, 0]);
+    let mut both = [&mut tcp as &mut dyn Asks, &mut dot];
+    for client in &mut both {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        loop {
+            let reply = client.ask(&local);
+            if reply.ends_with(&ended) {
+                break;
+            }
+            assert!(reply.ends_with(&told) && Instant::now() < deadline, "{reply:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    for client in both {
+        assert_eq!(id(&client.next()), 1, "what was in flight is answered");
+    }
+    drain.join().expect("it ends");
+}
+
+/// A client of either kind of stream.
+trait Asks {
+    fn next(&mut self) -> Vec<u8>;
+    fn ask(&mut self, message: &[u8]) -> Vec<u8>;
+}
+
+impl Asks for support::Tcp {
+    fn next(&mut self) -> Vec<u8> {
+        self.recv().expect("a reply")
+    }
+
+    fn ask(&mut self, message: &[u8]) -> Vec<u8> {
+        self.send(message);
+        self.next()
+    }
+}
+
+impl Asks for Dot {
+    fn next(&mut self) -> Vec<u8> {
+        self.recv().expect("a reply")
+    }
+
+    fn ask(&mut self, message: &[u8]) -> Vec<u8> {
+        Self::ask(self, message)
+    }
 }
 
 #[test]
