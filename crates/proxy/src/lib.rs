@@ -1,1 +1,231 @@
-//! The proxy: settings in, `start` out.
+//! The proxy: settings in, [`start`] out.
+//!
+//! Each worker is one thread with one single-threaded runtime, its own listeners (`SO_REUSEPORT`) and its own pool of
+//! connections to the backends. What the workers share is the list of backends with what is known of each, and counted
+//! permission: limits hold over all of them.
+//!
+//! ```text
+//! accept ─▶ a place? ─▶ pick a backend ─▶ a spare, or dial ─▶ relay bytes both ways ─▶ end: the connection is never reused
+//!              │ no           └── cannot be reached: the next one, until all were tried ─▶ refused
+//!              └─▶ refused
+//! ```
+
+mod backends;
+mod bind;
+mod opaque;
+mod settings;
+mod stats;
+mod worker;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay::dial::Machine;
+use forebay::places::Places;
+use forebay::{PoolSnapshot, sys};
+use tokio::sync::{oneshot, watch};
+
+use self::backends::Backends;
+pub use self::settings::{
+    BackendAddress, BalanceName, ClientSettings, ConnectionSettings, ListenAddress, Mode, PoolMode,
+    ProxyConfig, Scheme, Settings, SettingsError, SpareSettings,
+};
+pub use self::stats::{Kind, ProxyFigures};
+use self::worker::{Phase, Started, WorkerSeed};
+
+/// A running proxy. Dropping it ends it at once, without draining.
+#[derive(Debug)]
+pub struct Server {
+    addresses: Vec<ListenAddress>,
+    phase: watch::Sender<Phase>,
+    workers: Vec<Worker>,
+    handle: Handle,
+}
+
+#[derive(Debug)]
+struct Worker {
+    ended: oneshot::Receiver<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Asks a running proxy for its figures, from anywhere.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    config: Arc<ProxyConfig>,
+    backends: Arc<Backends>,
+    workers: Arc<[Started]>,
+}
+
+/// Starts a proxy: binds, starts the workers, and returns.
+///
+/// # Errors
+///
+/// [`StartError`]: an address cannot be bound, or the machine gives no thread or no randomness.
+pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
+    let config = Arc::new(config);
+    let listeners = bind::bind_all(&config.listen, config.workers)?;
+    let backends = Arc::new(Backends::new(&config, sys::now(), random()?));
+    let machine = Machine::of_process().map_err(|error| StartError::Thread { error })?;
+    let (phase, _) = watch::channel(Phase::Serving);
+    let places = Arc::new(Places::new(config.clients.connections_max, config.clients.connections_per_client));
+    let (mut workers, mut all) = (Vec::new(), Vec::new());
+    for (index, listeners) in listeners.workers.into_iter().enumerate() {
+        let seed = WorkerSeed {
+            config: Arc::clone(&config),
+            backends: Arc::clone(&backends),
+            places: Arc::clone(&places),
+            machine: Arc::clone(&machine),
+            phase: phase.subscribe(),
+            seed: random()?,
+        };
+        let (ready, started) = std::sync::mpsc::channel();
+        let (ending, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("proxy-{index}"))
+            .spawn(move || {
+                worker::run(seed, listeners, &ready);
+                let _ = ending.send(());
+            })
+            .map_err(|error| StartError::Thread { error })?;
+        let started = started
+            .recv()
+            .map_err(|_| StartError::Thread { error: io::Error::other("the worker ended while starting") })?
+            .map_err(|error| StartError::Thread { error })?;
+        workers.push(Worker { ended, thread: Some(thread) });
+        all.push(started);
+    }
+    let handle = Handle { config, backends, workers: all.into() };
+    Ok(Server { addresses: listeners.addresses, phase, workers, handle })
+}
+
+impl Server {
+    /// Returns what it listens on, in the order of the configuration; where port 0 was asked for, with the one that was
+    /// given.
+    pub fn local_addrs(&self) -> &[ListenAddress] {
+        &self.addresses
+    }
+
+    /// Returns a handle that can ask for figures from anywhere.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Takes no more clients, lets those that are there finish, then ends; after `limit` it ends all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, the server ends at once.
+    pub async fn drain(mut self, limit: Duration) {
+        self.phase.send_replace(Phase::Draining { until: std::time::Instant::now() + limit });
+        for worker in &mut self.workers {
+            // A worker that has ended needs no draining.
+            let _ = (&mut worker.ended).await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.phase.send_replace(Phase::Ended);
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take() {
+                // A panic was told when it happened.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Handle {
+    /// Returns what the proxy is called.
+    pub fn name(&self) -> &str {
+        self.config.name()
+    }
+
+    /// Returns its configuration.
+    pub fn config(&self) -> &ProxyConfig {
+        &self.config
+    }
+
+    /// Returns the figures of this moment.
+    pub fn figures(&self) -> ProxyFigures {
+        let mut sum = ProxyFigures::default();
+        self.workers.iter().for_each(|worker| sum.merge(&worker.figures));
+        sum
+    }
+
+    /// Returns the figures of the connections to each backend, for each worker.
+    pub fn pools(&self) -> Vec<PoolSnapshot<BackendAddress>> {
+        self.workers.iter().map(|worker| worker.pool.snapshot()).collect()
+    }
+
+    /// Returns how many workers live.
+    pub fn workers(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.lives()).count()
+    }
+
+    /// Whether a client would be sent somewhere: some backend is there.
+    pub fn is_ready(&self) -> bool {
+        !self.backends.is_empty()
+    }
+}
+
+/// Why a proxy did not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An address cannot be bound.
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A worker could not be started.
+    Thread {
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The system gave no randomness.
+    Random,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { address, error } => match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    write!(f, "cannot listen on {address}: another process does; name another address")
+                }
+                io::ErrorKind::AddrNotAvailable => {
+                    write!(f, "cannot listen on {address}: it is no address of this machine")
+                }
+                io::ErrorKind::PermissionDenied => {
+                    write!(
+                        f,
+                        "cannot listen on {address}: ports below 1024 need the capability CAP_NET_BIND_SERVICE"
+                    )
+                }
+                _ => write!(f, "cannot listen on {address}: {error}"),
+            },
+            Self::Thread { error } => write!(f, "cannot start a worker: {error}"),
+            Self::Random => f.write_str("the system gives no random numbers"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Bind { error, .. } | Self::Thread { error } => Some(error),
+            Self::Random => None,
+        }
+    }
+}
+
+fn random() -> Result<u64, StartError> {
+    getrandom::u64().map_err(|_| StartError::Random)
+}

@@ -123,6 +123,20 @@ impl<C: Connector, M: Mode<C::Conn>> Pool<C, M> {
         Acquire::new(&self.handle, self.inner().endpoint_id(endpoint).map(Target::At), None)
     }
 
+    /// Takes a lease at this endpoint as [`Pool::acquire_at`] does, waiting until `deadline` at most.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Pool::acquire_at`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing: see [`Acquire`].
+    pub fn acquire_at_until(&self, endpoint: &C::Endpoint, deadline: Instant) -> Acquire<'_, C, M> {
+        let target = self.inner().endpoint_id(endpoint).map(Target::At);
+        Acquire::new(&self.handle, target, Some(instant_of(deadline)))
+    }
+
     /// Takes a lease if a connection is free and nobody waits; never waits, never dials.
     pub fn try_acquire(&self) -> Option<Lease<C, M>> {
         let owner = self.handle.owner();

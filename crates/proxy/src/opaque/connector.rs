@@ -1,0 +1,56 @@
+//! Connections whose bytes are not understood.
+
+use std::os::fd::AsFd;
+use std::task::{Context, Poll};
+
+use forebay::dial::{Route, SocketEndpoint, Tcp, Transport};
+use forebay::sys::{self, StreamState};
+use forebay::{Connector, Dial, DialError};
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+
+use crate::settings::{BackendAddress, ProxyConfig};
+
+/// Dials backends.
+#[derive(Debug)]
+pub(crate) struct BackendConnector {
+    tcp: Tcp,
+}
+
+impl BackendConnector {
+    pub(crate) fn new(config: &ProxyConfig) -> Self {
+        Self { tcp: Tcp::new(config.connections.tcp()) }
+    }
+}
+
+impl Connector for BackendConnector {
+    type Conn = TcpStream;
+    type Endpoint = BackendAddress;
+
+    async fn connect(&self, dial: Dial<BackendAddress>) -> Result<TcpStream, DialError> {
+        let endpoint = SocketEndpoint::from(dial.endpoint.address);
+        self.tcp.connect(Dial { endpoint, timeout: dial.timeout, reporter: dial.reporter }).await
+    }
+
+    fn is_alive(&self, conn: &mut TcpStream) -> bool {
+        // What a server says first is the client's to read.
+        sys::stream_state(conn.as_fd()) != StreamState::Closed
+    }
+
+    fn watches(&self) -> bool {
+        true
+    }
+
+    fn poll_closed(&self, conn: &mut TcpStream, cx: &mut Context<'_>) -> Poll<()> {
+        let mut byte = [0];
+        match conn.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+            // What a server says first is the client's to read; that it has ended, too, is seen when it is taken.
+            Poll::Ready(Ok(1..)) | Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(()),
+        }
+    }
+
+    fn route(&self, endpoint: &BackendAddress) -> Option<Route> {
+        Some(Route { transport: Transport::Tcp, local: None, remote: endpoint.address })
+    }
+}

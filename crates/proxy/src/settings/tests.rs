@@ -1,0 +1,71 @@
+use super::*;
+
+fn settings(text: &str) -> Settings {
+    let settings = Settings { backends: vec!["192.0.2.1:8443".to_owned()], ..Settings::default() };
+    let mut table = toml::Table::try_from(&settings).unwrap();
+    for (key, value) in toml::from_str::<toml::Table>(text).unwrap() {
+        match (table.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => old.extend(new),
+            (_, value) => drop(table.insert(key, value)),
+        }
+    }
+    table.try_into().unwrap()
+}
+
+#[test]
+fn backends_are_all_it_takes() {
+    let config = ProxyConfig::new(&settings(""), 4).unwrap();
+    assert_eq!((config.workers(), config.mode(), config.name()), (4, Mode::Opaque, "127.0.0.1:8080"));
+    assert_eq!(config.backends()[0].to_string(), "192.0.2.1:8443");
+    assert!(config.spares.is_some());
+}
+
+#[test]
+fn a_value_that_cannot_be_names_its_key_and_the_remedy() {
+    for (text, key, word) in [
+        ("backends = []", "backends", "none named"),
+        ("backends = ['x']", "backends", "address with a port"),
+        ("backends = ['ftp://192.0.2.1:1']", "backends", "unknown scheme"),
+        ("backends = ['192.0.2.1:0']", "backends", "port 0"),
+        ("backends = ['192.0.2.1:1', 'tcp://192.0.2.1:1']", "backends", "twice"),
+        ("backends = ['127.0.0.1:8080']", "backends", "itself"),
+        ("backends = ['127.0.0.1:80']\nlisten = [':80']", "backends", "itself"),
+        ("listen = []", "listen", "is empty"),
+        ("listen = ['x']", "listen", "not an address"),
+        ("listen = ['quic://127.0.0.1:1']", "listen", "unknown scheme"),
+        ("listen = ['127.0.0.1:1', '127.0.0.1:1']", "listen", "twice"),
+        ("name = ''", "name", "no name"),
+        ("workers = 1000", "workers", "too many"),
+        ("connections.connections_max = 0", "connections.connections_max", "at least 1"),
+        ("connections.waiters_max = 0", "connections.waiters_max", "at least 1"),
+        ("connections.connect_timeout = '0s'", "connections.connect_timeout", "more than zero"),
+        ("connections.connect_budget = '1s'", "connections.connect_budget", "at least connect_timeout"),
+        ("connections.user_timeout = '1ms'", "connections.user_timeout", "100ms"),
+        ("connections.keepalive = '1s'", "connections.keepalive", "3s"),
+        ("clients.connections_max = 0", "clients.connections_max", "at least 1"),
+        ("clients.connections_per_client = 0", "clients.connections_per_client", "at least 1"),
+        ("clients.idle_timeout = '1ms'", "clients.idle_timeout", "at least 100ms"),
+        ("clients.user_timeout = '1ms'", "clients.user_timeout", "100ms"),
+        ("clients.keepalive = '1d'", "clients.keepalive", "3s"),
+        ("spares.age_max = '1ms'", "spares.age_max", "at least 100ms"),
+        ("spares.linger = '0s'", "spares.linger", "at least 100ms"),
+    ] {
+        let error = ProxyConfig::new(&settings(text), 1).unwrap_err();
+        assert_eq!(error.key, key, "{text}: {error}");
+        assert!(error.problem.contains(word), "{text}: {error}");
+    }
+}
+
+#[test]
+fn spares_are_for_opaque_bytes_and_a_pool() {
+    for (text, has) in [
+        ("", true),
+        ("mode = 'passthrough'", false),
+        ("mode = 'http'", false),
+        ("pool = 'off'", false),
+        ("spares.max = 0", false),
+    ] {
+        let config = ProxyConfig::new(&settings(text), 1).unwrap();
+        assert_eq!(config.spares.is_some(), has, "{text}");
+    }
+}
