@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay::stream::Stream;
 use forebay::sys::{self, TcpOptions};
 use forebay_dns_core::forwarder::{Client, Handled, StreamKind};
 use rustls::{ServerConfig, ServerConnection};
@@ -17,7 +18,6 @@ use tokio::sync::Notify;
 use crate::doh;
 use crate::mail::{ClientOut, STREAM_BACKLOG_BYTES, StreamOut};
 use crate::settings::Scheme;
-use crate::stream::Stream;
 use crate::worker::{Shell, State};
 use forebay::places::Place;
 

@@ -22,7 +22,6 @@ mod mail;
 mod query_log;
 mod settings;
 mod stats;
-mod stream;
 mod tls;
 mod worker;
 
@@ -381,11 +380,11 @@ impl std::error::Error for StartError {
 }
 
 /// Looks after the certificate until the returned end is dropped. Not on a worker: a disk may take its time.
-fn watch(certificates: Arc<tls::Certificates>) -> Result<std::sync::mpsc::Sender<()>, StartError> {
+fn watch(certificates: Arc<forebay::tls::Certificates>) -> Result<std::sync::mpsc::Sender<()>, StartError> {
     let (alive, end) = std::sync::mpsc::channel();
     std::thread::Builder::new()
         .name("dns-certificate".to_owned())
-        .spawn(move || tls::watch(&certificates, &end))
+        .spawn(move || forebay::tls::watch(&certificates, &end))
         .map(|_| alive)
         .map_err(|error| StartError::Thread { error })
 }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::blame::cause_of;
+use forebay::stream::Stream;
 use forebay::sys::{self, TcpOptions, UdpOptions};
+use forebay::tls::remedy;
 use forebay_core::{Cause, Instant, SlotId};
 use forebay_dns_core::forwarder::Carrier;
 use rustls::{ClientConnection, HandshakeKind};
@@ -21,8 +23,6 @@ use crate::client::Frames;
 use crate::doh;
 use crate::mail::{LinkIo, LinkOut, StreamOut};
 use crate::settings::Transport;
-use crate::stream::Stream;
-use crate::tls::remedy;
 use crate::worker::{Shell, State};
 
 /// Receive buffer of an upstream socket, in bytes: answers to all the queries that fit on one.

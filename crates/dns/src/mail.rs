@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use forebay::blame::cause_of;
+use forebay::stream::Stream;
 use forebay::sys::SendBatch;
 use forebay::sys::udp::MESSAGES_MAX;
 use forebay_core::{Cause, SlotId};
@@ -20,7 +21,6 @@ use tokio::task::AbortHandle;
 use crate::doh::link::RequestOut;
 use crate::doh::reply::Requests;
 use crate::query_log::QueryLog;
-use crate::stream::Stream;
 
 /// Room of a batch of replies, in bytes: 64 usual ones. It grows once if they are large.
 const BATCH_BYTES: usize = 64 * 512;

@@ -69,6 +69,8 @@
 //! | [`blame`] | from an I/O error to whose fault it is |
 //! | [`settings`], [`units`] | what the settings of all servers have in common; durations and sizes as people write them |
 //! | [`places`] | clients' connections, counted |
+//! | [`stream`] | a byte stream, plain or encrypted, of either side |
+//! | [`tls`] | certificates of listeners, and what to do about failed handshakes |
 //! | [`sys`] | everything that only Linux has |
 //!
 //! The decisions (limits, order, growth, endings, breaker) are `forebay-core`'s; its first page has the words.
@@ -86,8 +88,10 @@ pub mod dial;
 pub mod places;
 mod pool;
 pub mod settings;
+pub mod stream;
 mod sync;
 pub mod sys;
+pub mod tls;
 pub mod units;
 
 pub use forebay_core::{

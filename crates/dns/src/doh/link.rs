@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay::blame::cause_of;
+use forebay::stream::Stream;
 use forebay::sys;
+use forebay::tls::ALPN_HTTP;
 use forebay_core::{Cause, SlotId};
 use forebay_dns_core::web::age_ttls;
 use forebay_dns_core::wire::Scan;
@@ -28,8 +30,6 @@ use super::{MEDIA_TYPE, MESSAGE_BYTES_MAX, Pipe};
 use crate::link::end;
 use crate::mail::{LinkIo, LinkOut};
 use crate::settings::UpstreamAddress;
-use crate::stream::Stream;
-use crate::tls::ALPN_HTTP;
 use crate::worker::{Shell, State};
 
 /// How many queries are sent on a connection before the upstream has said how many it takes: it should take 100

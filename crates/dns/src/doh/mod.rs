@@ -15,9 +15,10 @@ mod watch;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use forebay::stream::Stream;
+use forebay::tls::ALPN_HTTP;
+
 pub(crate) use self::pipe::Pipe;
-use crate::stream::Stream;
-use crate::tls::ALPN_HTTP;
 use crate::worker::Shell;
 
 /// What queries and answers are called (RFC 8484 §6).

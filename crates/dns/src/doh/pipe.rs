@@ -4,10 +4,10 @@ use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use forebay::stream::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::Frames;
-use crate::stream::Stream;
 
 /// A stream, and what has been read of it and not been taken.
 pub(crate) struct Pipe {

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use forebay::settings::{PoolMode, SettingsError, parse_address};
+use forebay::tls::Certificates;
 use forebay::units::Span;
 use forebay_core::Config;
 use forebay_dns_core::forwarder::{SafetyConfig, Strategy, StrategyConfig};
@@ -54,7 +55,7 @@ use self::routes::routes;
 pub use self::safety::SafetySettings;
 pub use self::strategies::{StrategyName, StrategySettings};
 pub use self::tls::TlsSettings;
-use crate::tls::{Certificates, Trust};
+use crate::tls::Trust;
 
 /// The `[dns]` table of a configuration, every key optional.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]

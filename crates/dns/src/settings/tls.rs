@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use forebay::tls::Certificates;
 use serde::{Deserialize, Serialize};
 
 use super::{ListenAddress, SettingsError};
-use crate::tls::Certificates;
 
 /// The `[dns.tls]` table: the certificate that clients of `tls://` and `https://` listeners see.
 ///

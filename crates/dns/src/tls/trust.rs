@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use forebay::dial::{ClientConfigs, Roots};
+use forebay::tls::ALPN_HTTP;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig};
 
-use super::{ALPN_DOT, ALPN_HTTP};
+use super::ALPN_DOT;
 use crate::settings::{Transport, UpstreamAddress};
 
 /// What a handshake with each encrypted upstream needs. Shared by all workers, and with it the remembered sessions:
@@ -86,27 +87,5 @@ fn roots(upstream: &UpstreamAddress) -> Result<Roots, String> {
         None => Roots::native().map_err(|error| {
             format!("{error}; install them (Debian: ca-certificates), or name a file: ?ca=/path/ca.pem")
         }),
-    }
-}
-
-/// What a person can do about a handshake that failed, if it is clear.
-pub(crate) fn remedy(error: &rustls::Error) -> &'static str {
-    use CertificateError as Certificate;
-    match error {
-        rustls::Error::InvalidCertificate(
-            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. },
-        ) => "say with ?name= for which name its certificate is, or ask another server",
-        rustls::Error::InvalidCertificate(Certificate::Expired | Certificate::ExpiredContext { .. }) => {
-            "its operator must renew the certificate; if it is this machine's clock, set it"
-        }
-        rustls::Error::InvalidCertificate(
-            Certificate::NotValidYet | Certificate::NotValidYetContext { .. },
-        ) => "look at the clocks of both machines",
-        rustls::Error::InvalidCertificate(Certificate::UnknownIssuer | Certificate::BadSignature) => {
-            "if it is signed by your own authority, name that with ?ca=/path/ca.pem"
-        }
-        rustls::Error::NoApplicationProtocol => "it speaks TLS there, but not DNS over it: look at the port",
-        rustls::Error::InvalidMessage(_) => "it does not speak TLS there: look at the port",
-        _ => "look at the upstream's log",
     }
 }

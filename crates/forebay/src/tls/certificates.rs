@@ -29,9 +29,9 @@ const WARN_EVERY_SECS: i64 = DAY_SECS;
 
 const DAY_SECS: i64 = 86_400;
 
-/// A certificate and its key, and where they come from.
+/// A certificate and its key, and where they come from. [`watch`] keeps it as new as its files.
 #[derive(Debug)]
-pub(crate) struct Certificates {
+pub struct Certificates {
     certificate: PathBuf,
     key: PathBuf,
     current: RwLock<Pair>,
@@ -39,11 +39,11 @@ pub(crate) struct Certificates {
 
 /// What is wrong with the files.
 #[derive(Debug)]
-pub(crate) struct Fault {
+pub struct Fault {
     /// `certificate` or `key`.
-    pub(crate) key: &'static str,
+    pub key: &'static str,
     /// What is wrong, and what to do.
-    pub(crate) problem: String,
+    pub problem: String,
 }
 
 /// What the files had in them.
@@ -58,14 +58,18 @@ struct Pair {
 type Stamps = [Option<(u64, u64, i64, i64)>; 2];
 
 impl Certificates {
-    /// Reads both files.
-    pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Self, Fault> {
+    /// Reads both files, in PEM: the certificate followed by those between it and its root, and its key.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with which of them, and what to do.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, Fault> {
         let pair = Pair::read(certificate, key)?;
         Ok(Self { certificate: certificate.into(), key: key.into(), current: RwLock::new(pair) })
     }
 
     /// Returns when the certificate ends, in seconds since 1970, if it says so.
-    pub(crate) fn not_after(&self) -> Option<i64> {
+    pub fn not_after(&self) -> Option<i64> {
         self.pair().validity.map(|validity| validity.not_after)
     }
 
@@ -173,8 +177,10 @@ fn stamps(certificate: &Path, key: &Path) -> Stamps {
     })
 }
 
-/// Looks after the files until the server ends, which drops the other end of `end`.
-pub(crate) fn watch(certificates: &Certificates, end: &Receiver<()>) {
+/// Looks after the files until the server ends, which drops the other end of `end`. Reads files and sleeps: it wants a
+/// thread of its own. Files that cannot be used are told in the log, and the old certificate stays; so is a certificate
+/// that ends within seven days, once a day.
+pub fn watch(certificates: &Certificates, end: &Receiver<()>) {
     let mut seen = certificates.pair().stamps;
     let mut done = seen;
     let mut warned = now();

@@ -13,13 +13,14 @@ use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 
 /// How much is read from a stream at once, in bytes.
-pub(crate) const READ_BYTES: usize = 16 << 10;
+pub const READ_BYTES: usize = 16 << 10;
 
 /// What rustls asks the socket for at once, in bytes: who gets less has emptied it.
 const TLS_READ_BYTES: usize = 4096;
 
-/// A connected stream.
-pub(crate) struct Stream {
+/// A connected stream. Dropped, it says goodbye if it is encrypted, and closes.
+#[derive(Debug)]
+pub struct Stream {
     socket: TcpStream,
     tls: Option<RefCell<Connection>>,
     /// Bytes that the socket has taken.
@@ -28,55 +29,72 @@ pub(crate) struct Stream {
 
 impl Stream {
     /// A stream that carries bytes as they are.
-    pub(crate) const fn plain(socket: TcpStream) -> Self {
+    pub const fn plain(socket: TcpStream) -> Self {
         Self { socket, tls: None, sent: Cell::new(0) }
     }
 
     /// A stream whose bytes are encrypted, once [`Stream::handshake`] is through.
-    pub(crate) fn encrypted(socket: TcpStream, connection: impl Into<Connection>) -> Self {
+    pub fn encrypted(socket: TcpStream, connection: impl Into<Connection>) -> Self {
         Self { socket, tls: Some(RefCell::new(connection.into())), sent: Cell::new(0) }
     }
 
     /// Whether nobody on the way can read what it carries.
-    pub(crate) const fn is_encrypted(&self) -> bool {
+    pub const fn is_encrypted(&self) -> bool {
         self.tls.is_some()
     }
 
     /// Waits until the socket is ready.
     ///
+    /// # Errors
+    ///
+    /// When the runtime is shutting down.
+    ///
     /// # Cancel safety
     ///
     /// Cancelled, nothing is lost.
-    pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+    pub async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         self.socket.ready(interest).await
     }
 
     /// Wakes the task when there may be something to read.
-    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    ///
+    /// # Errors
+    ///
+    /// When the runtime is shutting down.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.socket.poll_read_ready(cx)
     }
 
     /// Wakes the task when the socket may take something.
-    pub(crate) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    ///
+    /// # Errors
+    ///
+    /// When the runtime is shutting down.
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.socket.poll_write_ready(cx)
     }
 
     /// Whether the peers have agreed on this protocol (RFC 7301).
-    pub(crate) fn speaks(&self, protocol: &[u8]) -> bool {
+    pub fn speaks(&self, protocol: &[u8]) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.borrow().alpn_protocol() == Some(protocol))
     }
 
     /// Returns how many bytes the socket has taken: it shows whether the peer reads.
-    pub(crate) const fn sent(&self) -> u64 {
+    pub const fn sent(&self) -> u64 {
         self.sent.get()
     }
 
     /// Shakes hands, if the stream is encrypted. Returns how.
     ///
+    /// # Errors
+    ///
+    /// Those of the socket; [`ErrorKind::UnexpectedEof`] when the peer ended first; [`ErrorKind::InvalidData`] with a
+    /// [`rustls::Error`] in it when it did not speak TLS, or was not believed.
+    ///
     /// # Cancel safety
     ///
     /// Cancelled, it is of no more use.
-    pub(crate) async fn handshake(&self) -> io::Result<Option<HandshakeKind>> {
+    pub async fn handshake(&self) -> io::Result<Option<HandshakeKind>> {
         let Some(tls) = &self.tls else { return Ok(None) };
         loop {
             let interest = {
@@ -106,8 +124,8 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::WouldBlock`] when that is nothing.
-    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+    /// [`ErrorKind::WouldBlock`] when that is nothing; those of the socket and of TLS.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let Some(tls) = &self.tls else {
             let taken = self.socket.try_write(bytes)?;
             self.sent.set(self.sent.get() + taken as u64);
@@ -123,12 +141,16 @@ impl Stream {
     }
 
     /// Whether something encrypted waits for the socket.
-    pub(crate) fn wants_write(&self) -> bool {
+    pub fn wants_write(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.borrow().wants_write())
     }
 
     /// Writes what waits in encrypted form, as much as goes out now.
-    pub(crate) fn flush(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// Those of the socket; that it takes no more is none.
+    pub fn flush(&self) -> io::Result<()> {
         self.tls.as_ref().map_or(Ok(()), |tls| self.push(&mut tls.borrow_mut()))
     }
 
@@ -136,8 +158,8 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::WouldBlock`] when nothing has come.
-    pub(crate) fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    /// [`ErrorKind::WouldBlock`] when nothing has come; those of the socket and of TLS.
+    pub fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         match &self.tls {
             None => {
                 buffer.reserve(READ_BYTES);
