@@ -8,7 +8,7 @@ use crate::balance::Balance;
 use crate::breaker::BreakerState;
 use crate::config::{Config, ConfigError};
 use crate::endpoint::{Context, Endpoint};
-use crate::event::{CloseReason, Counters, Event};
+use crate::event::{AcquireOutcome, CloseReason, Counters, Event};
 use crate::health::Health;
 use crate::ledger::{Denied, Permits};
 use crate::slot::{Lease, SlotId, State};
@@ -236,6 +236,42 @@ impl Snapshot {
     /// Connections in any state.
     pub const fn connections(&self) -> u32 {
         self.connecting + self.ready + self.busy + self.draining + self.closed
+    }
+
+    /// Adds the figures of the same endpoint in another engine. Counts are summed; limits stay, since they are shared; of
+    /// latency, breaker and health the worst is shown.
+    pub fn merge(&mut self, other: &Self) {
+        self.connecting += other.connecting;
+        self.ready += other.ready;
+        self.busy += other.busy;
+        self.draining += other.draining;
+        self.closed += other.closed;
+        self.temporary += other.temporary;
+        self.idle += other.idle;
+        self.in_use += other.in_use;
+        self.waiting += other.waiting;
+        self.latency = self.latency.max(other.latency);
+        self.last_failure = self.last_failure.or(other.last_failure);
+        if other.health == Health::Unhealthy {
+            self.health = other.health;
+        }
+        let rank = |state: &BreakerState| match state {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open(_) => 2,
+        };
+        if rank(&other.breaker) > rank(&self.breaker) {
+            self.breaker = other.breaker;
+        }
+        self.counters.merge(&other.counters);
+    }
+
+    /// The part of all acquires that was served by a connection that existed, 0 to 1; `None` before the first.
+    pub fn reuse_rate(&self) -> Option<f64> {
+        let counters = &self.counters;
+        let reused = counters.acquires(AcquireOutcome::Reused) + counters.acquires(AcquireOutcome::Waited);
+        let fresh = counters.acquires(AcquireOutcome::Fresh) + counters.acquires(AcquireOutcome::Temporary);
+        (reused + fresh > 0).then(|| reused as f64 / (reused + fresh) as f64)
     }
 }
 

@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             "{} over {}: {made} connections made, reuse {:?}",
             pool.upstream,
             pool.transport,
-            pool.reuse_rate()
+            pool.snapshot.reuse_rate()
         );
     }
     server.drain(Duration::from_secs(2)).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use forebay_core::{AcquireOutcome, BreakerState, Counters, Health, Histogram, Snapshot};
+use forebay_core::{Counters, Histogram, Snapshot};
 use forebay_dns_core::cache::CacheCounters;
 use forebay_dns_core::forwarder::{Carrier, EndpointFigures, ForwarderCounters};
 use rustls::HandshakeKind;
@@ -193,16 +193,6 @@ pub struct PoolStats {
     pub figures: Option<EndpointFigures>,
 }
 
-impl PoolStats {
-    /// The part of all acquires that was served by a connection that existed, 0 to 1; `None` before the first.
-    pub fn reuse_rate(&self) -> Option<f64> {
-        let counters = &self.snapshot.counters;
-        let reused = counters.acquires(AcquireOutcome::Reused) + counters.acquires(AcquireOutcome::Waited);
-        let fresh = counters.acquires(AcquireOutcome::Fresh) + counters.acquires(AcquireOutcome::Temporary);
-        (reused + fresh > 0).then(|| reused as f64 / (reused + fresh) as f64)
-    }
-}
-
 impl Stats {
     pub(crate) fn new(config: &DnsConfig, uptime: Duration) -> Self {
         Self {
@@ -263,7 +253,7 @@ impl Stats {
             };
             let same = |pool: &&mut PoolStats| pool.index == *index && pool.transport == transport;
             match self.pools.iter_mut().find(same) {
-                Some(pool) => merge(&mut pool.snapshot, snapshot),
+                Some(pool) => pool.snapshot.merge(snapshot),
                 None => self.pools.push(PoolStats {
                     group: self.endpoints[usize::from(*index)].0.clone(),
                     upstream: self.endpoints[usize::from(*index)].1.clone(),
@@ -299,31 +289,4 @@ impl Stats {
         self.pools.iter().for_each(|pool| all.merge(&pool.snapshot.counters));
         all
     }
-}
-
-fn merge(all: &mut Snapshot, one: &Snapshot) {
-    all.connecting += one.connecting;
-    all.ready += one.ready;
-    all.busy += one.busy;
-    all.draining += one.draining;
-    all.closed += one.closed;
-    all.temporary += one.temporary;
-    all.idle += one.idle;
-    all.in_use += one.in_use;
-    all.waiting += one.waiting;
-    all.latency = all.latency.max(one.latency);
-    all.last_failure = all.last_failure.or(one.last_failure);
-    if one.health == Health::Unhealthy {
-        all.health = one.health;
-    }
-    // The worst is shown: a breaker that is open on one worker is worth a look.
-    let rank = |state: &BreakerState| match state {
-        BreakerState::Closed => 0,
-        BreakerState::HalfOpen => 1,
-        BreakerState::Open(_) => 2,
-    };
-    if rank(&one.breaker) > rank(&all.breaker) {
-        all.breaker = one.breaker;
-    }
-    all.counters.merge(&one.counters);
 }

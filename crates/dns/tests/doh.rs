@@ -302,7 +302,7 @@ fn unbound_is_asked_over_https_for_a_thousand_names() {
     }
     let stats = server.stats();
     assert_eq!(stats.counters.queries, 1000);
-    assert!(stats.pools[0].reuse_rate().is_some_and(|rate| rate > 0.9), "{:?}", stats.pools[0]);
+    assert!(stats.pools[0].snapshot.reuse_rate().is_some_and(|rate| rate > 0.9), "{:?}", stats.pools[0]);
 }
 
 #[test]

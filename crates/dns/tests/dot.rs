@@ -565,7 +565,7 @@ fn an_upstream_over_tls_keeps_up_with_one_over_tcp() {
     encrypted.sort_by(f64::total_cmp);
     let (plain, encrypted) = (plain[2], encrypted[2]);
     let stats = tls.stats();
-    let reuse = stats.pools[0].reuse_rate().expect("queries were sent");
+    let reuse = stats.pools[0].snapshot.reuse_rate().expect("queries were sent");
     println!(
         "256 in flight: {plain:.0}/s over TCP, {encrypted:.0}/s over TLS ({:.2}); {} connections, {:.3} % reused, {:?}",
         encrypted / plain,

@@ -132,7 +132,7 @@ fn every_name_over(peer: &TlsServer) -> Running {
         n = batch.end;
     }
     let stats = server.stats();
-    let reuse = stats.pools[0].reuse_rate().expect("queries were sent");
+    let reuse = stats.pools[0].snapshot.reuse_rate().expect("queries were sent");
     println!(
         "{} made, {} full and {} resumed handshakes, {:.2} % on connections that were there",
         stats.connections_made(),

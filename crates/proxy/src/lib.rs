@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use forebay::dial::Machine;
 use forebay::places::Places;
-use forebay::{PoolSnapshot, sys};
+use forebay::{Snapshot, sys};
 use tokio::sync::{oneshot, watch};
 
 use self::backends::Backends;
@@ -157,9 +157,16 @@ impl Handle {
         sum
     }
 
-    /// Returns the figures of the connections to each backend, for each worker.
-    pub fn pools(&self) -> Vec<PoolSnapshot<BackendAddress>> {
-        self.workers.iter().map(|worker| worker.pool.snapshot()).collect()
+    /// Returns the figures of the connections to each backend, all workers together.
+    pub fn backends(&self) -> Vec<BackendFigures> {
+        let mut all: Vec<BackendFigures> = Vec::new();
+        for one in self.workers.iter().flat_map(|worker| (worker.backends)()) {
+            match all.iter_mut().find(|known| known.backend == one.endpoint) {
+                Some(known) => known.snapshot.merge(&one.snapshot),
+                None => all.push(BackendFigures { backend: one.endpoint, snapshot: one.snapshot }),
+            }
+        }
+        all
     }
 
     /// Returns how many workers live.
@@ -171,6 +178,15 @@ impl Handle {
     pub fn is_ready(&self) -> bool {
         !self.backends.is_empty()
     }
+}
+
+/// Figures of the connections to one backend, all workers together.
+#[derive(Clone, Debug)]
+pub struct BackendFigures {
+    /// The backend.
+    pub backend: BackendAddress,
+    /// Counts by state, limits, counters.
+    pub snapshot: Snapshot,
 }
 
 /// Why a proxy did not start.

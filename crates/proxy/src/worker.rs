@@ -1,6 +1,7 @@
 //! One worker: a thread, a single-threaded runtime, listeners, a pool, and a task for each client.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -9,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use forebay::dial::Machine;
 use forebay::places::{Place, Places};
-use forebay::{Blame, Pool, sys};
+use forebay::{Blame, EndpointSnapshot, sys};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, watch};
 
 use crate::backends::Backends;
-use crate::opaque::{self, BackendConnector};
-use crate::settings::ProxyConfig;
+use crate::opaque::Opaque;
+use crate::settings::{BackendAddress, Mode, ProxyConfig};
 use crate::stats::Figures;
 
 /// Where what is passed on stands for a moment, in bytes: one buffer for all connections of a worker, since nothing
@@ -51,11 +52,27 @@ pub(crate) struct WorkerSeed {
 }
 
 /// What is known of a worker outside of it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Started {
     pub(crate) figures: Arc<Figures>,
-    pub(crate) pool: Pool<BackendConnector>,
+    /// Returns the figures of its connections to each backend.
+    pub(crate) backends: Figured,
     life: Weak<()>,
+}
+
+/// Returns the figures of connections to each backend, from any thread.
+pub(crate) type Figured = Arc<dyn Fn() -> Vec<EndpointSnapshot<BackendAddress>> + Send + Sync>;
+
+/// What is done with a client's connection.
+pub(crate) enum Service {
+    /// Its bytes are passed on as they are.
+    Opaque(Opaque),
+}
+
+impl fmt::Debug for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Started").field("figures", &self.figures).finish_non_exhaustive()
+    }
 }
 
 impl Started {
@@ -69,7 +86,7 @@ impl Started {
 pub(crate) struct Shell {
     pub(crate) config: Arc<ProxyConfig>,
     pub(crate) backends: Arc<Backends>,
-    pub(crate) pool: Pool<BackendConnector>,
+    service: Service,
     pub(crate) figures: Arc<Figures>,
     pub(crate) scratch: RefCell<Box<[u8]>>,
     places: Arc<Places>,
@@ -94,8 +111,9 @@ pub(crate) fn run(
         let (life, phase) = (Arc::new(()), seed.phase.clone());
         match Shell::start(seed, listeners) {
             Ok(shell) => {
-                let (figures, pool) = (Arc::clone(&shell.figures), shell.pool.clone());
-                let _ = ready.send(Ok(Started { figures, pool, life: Arc::downgrade(&life) }));
+                let Service::Opaque(opaque) = &shell.service;
+                let (figures, backends) = (Arc::clone(&shell.figures), opaque.figured());
+                let _ = ready.send(Ok(Started { figures, backends, life: Arc::downgrade(&life) }));
                 shell.obey(phase).await;
             }
             Err(error) => drop(ready.send(Err(error))),
@@ -106,18 +124,15 @@ pub(crate) fn run(
 impl Shell {
     fn start(seed: WorkerSeed, listeners: Vec<std::net::TcpListener>) -> io::Result<Rc<Self>> {
         let config = seed.config;
-        let pool = Pool::builder(BackendConnector::new(&config))
-            .name(&*config.name)
-            .endpoints(config.backends.iter().cloned())
-            .config(config.pool)
-            .budget(seed.machine)
-            .shards(1)
-            .seed(seed.seed)
-            .build()
-            .map_err(io::Error::other)?;
+        let service = match config.mode {
+            Mode::Opaque | Mode::Passthrough => {
+                Service::Opaque(Opaque::new(&config, seed.machine, seed.seed)?)
+            }
+            Mode::Http => return Err(io::Error::other("mode http is not there yet")),
+        };
         let shell = Rc::new(Self {
             backends: seed.backends,
-            pool,
+            service,
             figures: Arc::default(),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
             places: seed.places,
@@ -185,7 +200,9 @@ impl Shell {
         let open = Open::new(self, place);
         let shell = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            opaque::serve(&shell, stream, peer).await;
+            match &shell.service {
+                Service::Opaque(opaque) => opaque.serve(&shell, stream, peer).await,
+            }
             drop(open);
         });
     }

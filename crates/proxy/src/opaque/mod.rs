@@ -3,53 +3,90 @@
 mod connector;
 mod relay;
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
-use forebay::{Exclusive, Lease};
+use forebay::dial::Machine;
+use forebay::{Exclusive, Lease, Pool};
 use tokio::net::TcpStream;
 
-pub(crate) use self::connector::BackendConnector;
+use self::connector::BackendConnector;
 use self::relay::{End, Relay};
-use crate::worker::{Shell, refuse};
+use crate::settings::ProxyConfig;
+use crate::worker::{Figured, Shell, refuse};
 
-/// Serves one client from its first byte to its last.
-pub(crate) async fn serve(shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr) {
-    let Some(mut lease) = connect(shell, peer).await else {
-        shell.figures.refused_unreachable.add(1);
-        return refuse(&client);
-    };
-    let relay = Relay::new(shell, client, &mut lease);
-    match relay.run().await {
-        End::Whole => {}
-        End::Idle => shell.figures.ended_idle.add(1),
-        End::Client => shell.figures.failed_client.add(1),
-        End::Backend => shell.figures.failed_backend.add(1),
-    }
-    // It has carried a client's bytes: the pool's policy of one use closes it.
-    lease.complete();
+/// What one worker needs to pass bytes on.
+pub(crate) struct Opaque {
+    pool: Pool<BackendConnector>,
 }
 
-/// Gets a connection to a backend: every one is tried before the client is refused.
-async fn connect(shell: &Rc<Shell>, peer: SocketAddr) -> Option<Lease<BackendConnector, Exclusive>> {
-    let settings = &shell.config.connections;
-    let deadline = Instant::now() + settings.connect_budget.0;
-    let mut tried = Vec::new();
-    while let Some(backend) = shell.backends.pick(&tried) {
-        let until = deadline.min(Instant::now() + settings.connect_timeout.0);
-        match shell.pool.acquire_at_until(backend, until).await {
-            Ok(lease) => return Some(lease),
-            Err(error) => {
-                shell.figures.tried_in_vain.add(1);
-                tracing::debug!(proxy = &*shell.config.name, %peer, %backend, %error, "cannot be reached");
-            }
-        }
-        if Instant::now() >= deadline {
-            break;
-        }
-        tried.push(backend.clone());
+impl Opaque {
+    pub(crate) fn new(config: &ProxyConfig, machine: Arc<Machine>, seed: u64) -> io::Result<Self> {
+        let pool = Pool::builder(BackendConnector::new(config))
+            .name(&*config.name)
+            .endpoints(config.backends.iter().cloned())
+            .config(config.pool)
+            .budget(machine)
+            .shards(1)
+            .seed(seed)
+            .build()
+            .map_err(io::Error::other)?;
+        Ok(Self { pool })
     }
-    tracing::warn!(proxy = &*shell.config.name, %peer, tried = tried.len(), "a client is refused: no backend can be reached");
-    None
+
+    /// Returns what tells the figures of the connections.
+    pub(crate) fn figured(&self) -> Figured {
+        let pool = self.pool.clone();
+        Arc::new(move || pool.snapshot().endpoints)
+    }
+
+    /// Serves one client from its first byte to its last.
+    pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr) {
+        let Some(mut lease) = self.connect(shell, peer).await else {
+            shell.figures.refused_unreachable.add(1);
+            return refuse(&client);
+        };
+        let relay = Relay::new(shell, client, &mut lease);
+        match relay.run().await {
+            End::Whole => {}
+            End::Idle => shell.figures.ended_idle.add(1),
+            End::Client => shell.figures.failed_client.add(1),
+            End::Backend => shell.figures.failed_backend.add(1),
+        }
+        // It has carried a client's bytes: the pool's policy of one use closes it.
+        lease.complete();
+    }
+
+    /// Gets a connection to a backend: every one is tried before the client is refused.
+    async fn connect(
+        &self,
+        shell: &Rc<Shell>,
+        peer: SocketAddr,
+    ) -> Option<Lease<BackendConnector, Exclusive>> {
+        let settings = &shell.config.connections;
+        let deadline = Instant::now() + settings.connect_budget.0;
+        let mut tried = Vec::new();
+        while let Some(backend) = shell.backends.pick(&tried) {
+            let until = deadline.min(Instant::now() + settings.connect_timeout.0);
+            match self.pool.acquire_at_until(backend, until).await {
+                Ok(lease) => {
+                    return Some(lease);
+                }
+                Err(error) => {
+                    shell.figures.tried_in_vain.add(1);
+                    tracing::debug!(proxy = &*shell.config.name, %peer, %backend, %error, "cannot be reached");
+                }
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+            tried.push(backend.clone());
+        }
+        let (proxy, tried) = (&*shell.config.name, tried.len());
+        tracing::warn!(proxy, %peer, tried, "a client is refused: no backend can be reached");
+        None
+    }
 }
