@@ -8,15 +8,12 @@
 # `cargo build --release` and `cargo build --release -p forebay-bench --example responder`.
 set -euo pipefail
 rounds=${1:-3} seconds=${2:-5}
-root=$(cd "$(dirname "$0")/.." && pwd)
-target=${CARGO_TARGET_DIR:-$root/target}/release
-work=$(mktemp -d)
-pids=()
-cleanup() { for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done; wait 2>/dev/null || true; rm -rf "$work"; }
-trap cleanup EXIT
-start() { local core=$1; shift; taskset -c "$core" "$@" > "$work/log.${#pids[@]}" 2>&1 & pids+=($!); }
+. "$(dirname "$0")/lib.sh"
+need curl taskset python3
 
-start 1 "$target/examples/responder" 127.0.0.1:15401 780us
+responder=$target/examples/responder
+[ -x "$responder" ] || { echo "missing: $responder (cargo build --release -p forebay-bench --example responder)" >&2; exit 1; }
+start 1 "$responder" 127.0.0.1:15401 780us
 one='upstreams = ["127.0.0.1:15401"]'
 declare -A settings=(
   [default]="$one"
@@ -36,7 +33,7 @@ cases=(${CASES:-default thrice off ten})
 for name in "${cases[@]}"; do
   printf '[admin]\nlisten = "127.0.0.1:%s"\n[log]\nlevel = "error"\n[dns]\nlisten = ["127.0.0.1:%s"]\nworkers = 1\ncache = { size = 0 }\n%s\n' \
     "${admin[$name]}" "${port[$name]}" "${settings[$name]}" > "$work/$name.toml"
-  start 0 "$target/forebay" run -c "$work/$name.toml"
+  start 0 "$forebay" run -c "$work/$name.toml"
   pid[$name]=$!
 done
 sleep 2
@@ -44,7 +41,7 @@ sockets() { curl -s "http://127.0.0.1:${admin[$1]}/metrics" | awk '/^forebay_poo
 for _ in $(seq "$rounds"); do
   for name in "${cases[@]}"; do
     before=$(sockets "$name")
-    "$target/forebay" bench dns --target "127.0.0.1:${port[$name]}" --clients 64 --in-flight 256 --names unique --verify \
+    "$forebay" bench dns --target "127.0.0.1:${port[$name]}" --clients 64 --in-flight 256 --names unique --verify \
       --duration "${seconds}s" --pin 1 --server-pid "${pid[$name]}" --json > "$work/report"
     after=$(sockets "$name")
     python3 - "$work/report" $((after - before)) >> "$work/result.$name" <<'PY'
@@ -56,7 +53,6 @@ print(round(r["qps"]), round(lat["mean_us"]), round(lat["p99_us"]), round(r["ser
 PY
   done
 done
-median() { cut -d' ' -f"$2" "$1" | sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 printf '%-8s %9s %9s %9s %13s %9s %18s %6s %6s\n' pool QPS 'mean us' 'p99 us' 'CPU us/query' sockets 'sockets/1000 q' lost wrong
 for name in "${cases[@]}"; do
   file=$work/result.$name

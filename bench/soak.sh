@@ -10,22 +10,10 @@
 # or something grew by more than 5 %. Needs a release build, nsd, dnsperf and openssl. Stops only what it started.
 set -euo pipefail
 minutes=${1:-30} qps=${2:-1000}
-PATH=$PATH:/usr/sbin
-root=$(cd "$(dirname "$0")/.." && pwd)
-forebay=${FOREBAY:-${CARGO_TARGET_DIR:-$root/target}/release/forebay}
-missing=()
-for program in nsd dnsperf openssl; do command -v "$program" > /dev/null || missing+=("$program"); done
-[ -x "$forebay" ] || missing+=("$forebay (cargo build --release)")
-if [ ${#missing[@]} -gt 0 ]; then printf 'missing: %s\n' "${missing[@]}" >&2; exit 1; fi
+. "$(dirname "$0")/lib.sh"
+need nsd dnsperf openssl
 
-work=$(mktemp -d)
-pids=()
-cleanup() { for pid in "${pids[@]}"; do kill "$pid" 2> /dev/null || true; done; wait 2> /dev/null || true; rm -rf "$work"; }
-trap cleanup EXIT
-
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
-  -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
-  -keyout "$work/key.pem" -out "$work/cert.pem" 2> /dev/null
+certificate
 {
   printf '$ORIGIN bench.test.\n$TTL 3600\n@ SOA ns host 1 3600 600 86400 300\n@ NS ns\nns A 127.0.0.1\n'
   printf '*.u 1 A 192.0.2.77\n*.s 1 A 192.0.2.78\n'
@@ -40,29 +28,7 @@ done
 upstream() { # index: starts NSD on its ports
   local dir=$work/nsd$1
   mkdir -p "$dir"
-  cat > "$dir/nsd.conf" << CONF
-server:
-  ip-address: 127.0.0.1@$((15500 + $1))
-  ip-address: 127.0.0.1@$((15510 + $1))
-  tls-port: $((15510 + $1))
-  tls-service-key: "$work/key.pem"
-  tls-service-pem: "$work/cert.pem"
-  username: ""
-  chroot: ""
-  zonesdir: "$work"
-  database: ""
-  pidfile: "$dir/pid"
-  xfrdfile: "$dir/xfrd"
-  zonelistfile: "$dir/zones"
-  server-count: 1
-  rrl-ratelimit: 0
-  rrl-whitelist-ratelimit: 0
-remote-control:
-  control-enable: no
-zone:
-  name: bench.test
-  zonefile: zone
-CONF
+  nsd_config "$dir" bench.test $((15500 + $1)) $((15510 + $1))
   nsd -d -c "$dir/nsd.conf" > "$dir/log" 2>&1 &
   pids+=($!)
 }

@@ -8,39 +8,11 @@
 # and nsd, dnsdist, unbound and dnsperf (Debian's packages); what is missing is said. Stops only what it started.
 set -euo pipefail
 rounds=${1:-3} seconds=${2:-5}
-PATH=$PATH:/usr/sbin
-root=$(cd "$(dirname "$0")/../.." && pwd)
-forebay=${FOREBAY:-${CARGO_TARGET_DIR:-$root/target}/release/forebay}
-missing=()
-for program in nsd dnsdist unbound dnsperf taskset; do command -v "$program" >/dev/null || missing+=("$program"); done
-[ -x "$forebay" ] || missing+=("$forebay (cargo build --release)")
-if [ ${#missing[@]} -gt 0 ]; then printf 'missing: %s\n' "${missing[@]}" >&2; exit 1; fi
+. "$(dirname "$0")/../lib.sh"
+need nsd dnsdist unbound dnsperf taskset bc
 [ "$(nproc)" -ge 2 ] || { echo "two cores are needed" >&2; exit 1; }
 
-work=$(mktemp -d)
-pids=()
-cleanup() { for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done; wait 2>/dev/null || true; rm -rf "$work"; }
-trap cleanup EXIT
-
-cat > "$work/nsd.conf" <<CONF
-server:
-  ip-address: 127.0.0.1@15301
-  username: ""
-  chroot: ""
-  zonesdir: "$work"
-  database: ""
-  pidfile: "$work/nsd.pid"
-  xfrdfile: "$work/xfrd"
-  zonelistfile: "$work/zones"
-  server-count: 1
-  rrl-ratelimit: 0
-  rrl-whitelist-ratelimit: 0
-remote-control:
-  control-enable: no
-zone:
-  name: bench.test
-  zonefile: zone
-CONF
+nsd_config "$work" bench.test 15301
 {
   printf '$ORIGIN bench.test.\n$TTL 3600\n@ SOA ns host 1 3600 600 86400 300\n@ NS ns\nns A 127.0.0.1\n*.u A 192.0.2.77\n'
   seq 0 9999 | awk '{ printf "n%d A 10.0.%d.%d\n", $1, int($1 / 256), $1 % 256 }'
@@ -80,7 +52,6 @@ forward-zone:
   forward-addr: 127.0.0.1@15301
 CONF
 
-start() { local core=$1; shift; taskset -c "$core" "$@" > "$work/log.${#pids[@]}" 2>&1 & pids+=($!); }
 start 1 nsd -d -c "$work/nsd.conf"
 start 0 dnsdist --supervised --disable-syslog -C "$work/dnsdist.conf"; dnsdist=$!
 start 0 unbound -d -c "$work/unbound.conf"; unbound=$!
@@ -111,7 +82,6 @@ for _ in $(seq "$rounds"); do
     load "$server" "$work/miss.$n" >> "$work/result.miss.$server"
   done
 done
-median() { cut -d' ' -f"$2" "$1" | sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 printf '%-6s %-8s %10s %14s %12s %6s %14s\n' load server QPS 'CPU us/query' 'latency us' lost 'CPU / dnsdist'
 for kind in hit miss; do
   base=$(median "$work/result.$kind.dnsdist" 2)
