@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use forebay_core::{Cause, Instant};
+use forebay_core::{Cause, Instant, SlotId};
 
 use super::world::{OK, World, answer_to, config, id, rcode, udp};
 use crate::cache::{Flush, SavedFile, Saver};
@@ -14,12 +14,25 @@ fn ask(world: &mut World, dotted: &str) {
     world.ask(udp(1), &Message::query(dotted, 1).opt(1232, 0, &[]));
 }
 
+/// Asks for a name that an upstream is asked for then, and once.
+fn sent_for(world: &mut World, dotted: &str) -> (SlotId, Vec<u8>) {
+    ask(world, dotted);
+    world.one_sent()
+}
+
 /// Asks for a name, and lets the upstream answer with so long a TTL.
 fn learn(world: &mut World, dotted: &str, ttl: u32) {
-    ask(world, dotted);
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(world, dotted);
     world.answer(slot, &answer_to(&query, OK).a(ttl).0);
     assert_eq!(ttl_of(&world.one_reply().1), ttl);
+}
+
+/// So many seconds after `a.test` was learned with so long a TTL.
+fn after(ttl: u32, passed: u64) -> World {
+    let mut world = World::new(config(1));
+    learn(&mut world, "a.test", ttl);
+    world.pass(secs(passed));
+    world
 }
 
 /// The TTL of the first record.
@@ -60,8 +73,7 @@ fn alias_answer(query: &[u8]) -> Vec<u8> {
 #[test]
 fn what_an_answer_says_of_other_names_answers_for_them() {
     let mut world = World::new(config(1));
-    ask(&mut world, "www.test");
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(&mut world, "www.test");
     world.answer(slot, &alias_answer(&query));
     world.mail.replies.clear();
     ask(&mut world, "cdn.test");
@@ -87,11 +99,9 @@ fn without_rrsets_every_question_is_asked() {
     let mut settings = config(1);
     settings.rrsets = false;
     let mut world = World::new(settings);
-    ask(&mut world, "www.test");
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(&mut world, "www.test");
     world.answer(slot, &alias_answer(&query));
-    ask(&mut world, "cdn.test");
-    world.one_sent();
+    sent_for(&mut world, "cdn.test");
     assert_eq!((world.forwarder.counters().known, world.forwarder.cache_counters().sets), (0, 0));
 }
 
@@ -103,12 +113,10 @@ fn an_upstream_is_not_believed_about_names_of_another() {
     settings.upstreams.push(routed);
     settings.routes.push(Route { suffix: name("www.test"), upstream: 1 });
     let mut world = World::new(settings);
-    ask(&mut world, "www.test");
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(&mut world, "www.test");
     world.answer(slot, &alias_answer(&query));
     world.mail.replies.clear();
-    ask(&mut world, "cdn.test");
-    let (slot, _) = world.one_sent();
+    let (slot, _) = sent_for(&mut world, "cdn.test");
     assert_eq!(world.links[&slot].0, 0, "it is asked of the one it is routed to");
     world.ask(udp(1), &Message::query("www.test", 5));
     assert_eq!(rcode(&world.one_reply().1), 0, "its own name is its own");
@@ -116,11 +124,8 @@ fn an_upstream_is_not_believed_about_names_of_another() {
 
 #[test]
 fn a_stale_answer_is_given_when_the_upstream_takes_too_long() {
-    let mut world = World::new(config(1));
-    learn(&mut world, "a.test", 60);
-    world.pass(secs(100));
-    ask(&mut world, "a.test");
-    let (slot, query) = world.one_sent();
+    let mut world = after(60, 100);
+    let (slot, query) = sent_for(&mut world, "a.test");
     world.pass(ms(1790));
     assert!(world.mail.replies.is_empty());
     world.mail.sent.clear();
@@ -141,11 +146,8 @@ fn a_stale_answer_is_given_when_the_upstream_takes_too_long() {
 
 #[test]
 fn an_answer_in_time_is_given_as_it_is() {
-    let mut world = World::new(config(1));
-    learn(&mut world, "a.test", 60);
-    world.pass(secs(61));
-    ask(&mut world, "a.test");
-    let (slot, query) = world.one_sent();
+    let mut world = after(60, 61);
+    let (slot, query) = sent_for(&mut world, "a.test");
     world.pass(ms(900));
     world.answer(slot, &answer_to(&query, OK).a(60).0);
     let (_, reply) = world.one_reply();
@@ -157,11 +159,8 @@ fn an_answer_in_time_is_given_as_it_is() {
 
 #[test]
 fn after_a_failure_what_is_stale_is_given_at_once_for_a_while() {
-    let mut world = World::new(config(1));
-    learn(&mut world, "a.test", 60);
-    world.pass(secs(61));
-    ask(&mut world, "a.test");
-    let (slot, query) = world.one_sent();
+    let mut world = after(60, 61);
+    let (slot, query) = sent_for(&mut world, "a.test");
     world.answer(slot, &answer_to(&query, 0x8182).0);
     assert_stale(&mut world);
     assert_eq!(world.forwarder.counters().refresh_failures, 1);
@@ -213,8 +212,7 @@ fn a_failure_that_is_remembered_leaves_what_is_stale() {
     let mut world = World::new(crate::forwarder::ForwarderConfig { stale, ..config(1) });
     learn(&mut world, "a.test", 60);
     world.pass(secs(61));
-    ask(&mut world, "a.test");
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(&mut world, "a.test");
     world.answer(slot, &answer_to(&query, 0x8182).0);
     assert_stale(&mut world);
     ask(&mut world, "a.test");
@@ -225,8 +223,7 @@ fn a_failure_that_is_remembered_leaves_what_is_stale() {
 #[test]
 fn a_stale_nxdomain_says_that_it_is_one() {
     let mut world = World::new(config(1));
-    ask(&mut world, "no.test");
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(&mut world, "no.test");
     world.answer(slot, &answer_to(&query, 0x8183).soa(60, 60).0);
     world.mail.replies.clear();
     world.pass(secs(70));
@@ -281,15 +278,12 @@ fn the_times_of_stale_answers_are_settings() {
 
 #[test]
 fn a_name_that_is_asked_again_near_its_end_is_fetched_ahead() {
-    let mut world = World::new(config(1));
-    learn(&mut world, "a.test", 100);
-    world.pass(secs(89));
+    let mut world = after(100, 89);
     ask(&mut world, "a.test");
     ask(&mut world, "a.test");
     assert!(world.mail.sent.is_empty(), "there is time");
     world.pass(secs(1));
-    ask(&mut world, "a.test");
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(&mut world, "a.test");
     ask(&mut world, "a.test");
     assert!(world.mail.sent.is_empty(), "one refresh is enough");
     assert_eq!(world.mail.replies.len(), 4, "and no client waits for it");
@@ -304,13 +298,10 @@ fn a_name_that_is_asked_again_near_its_end_is_fetched_ahead() {
 
 #[test]
 fn a_name_that_is_not_asked_again_is_not_fetched_ahead() {
-    let mut world = World::new(config(1));
-    learn(&mut world, "a.test", 100);
-    world.pass(secs(95));
+    let mut world = after(100, 95);
     ask(&mut world, "a.test");
     assert!(world.mail.sent.is_empty(), "once is not often enough");
-    ask(&mut world, "a.test");
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(&mut world, "a.test");
     world.answer(slot, &answer_to(&query, OK).a(100).0);
     world.pass(secs(95));
     ask(&mut world, "a.test");
@@ -336,8 +327,7 @@ fn fetching_ahead_has_its_settings_and_its_limits() {
     let (slot, query) = world.mail.sent.pop().unwrap();
     world.answer(slot, &answer_to(&query, OK).a(100).0);
     world.mail.sent.clear();
-    ask(&mut world, "c.test");
-    world.one_sent();
+    sent_for(&mut world, "c.test");
     settings.prefetch = None;
     let mut world = World::new(settings);
     learn(&mut world, "a.test", 100);
@@ -348,43 +338,33 @@ fn fetching_ahead_has_its_settings_and_its_limits() {
 
 #[test]
 fn a_refresh_that_failed_is_not_begun_again_at_once() {
-    let mut world = World::new(config(1));
-    learn(&mut world, "a.test", 1000);
-    world.pass(secs(920));
+    let mut world = after(1000, 920);
     ask(&mut world, "a.test");
-    ask(&mut world, "a.test");
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(&mut world, "a.test");
     world.answer(slot, &answer_to(&query, 0x8182).0);
     assert_eq!(world.forwarder.counters().refresh_failures, 1);
     ask(&mut world, "a.test");
     assert!(world.mail.sent.is_empty());
     assert_eq!(ttl_of(&world.mail.replies.pop().unwrap().1), 80, "what is there is still good");
     world.pass(secs(30));
-    ask(&mut world, "a.test");
-    world.one_sent();
+    sent_for(&mut world, "a.test");
 }
 
 #[test]
 fn a_refresh_whose_answer_is_not_kept_is_not_begun_again_at_once() {
-    let mut world = World::new(config(1));
-    learn(&mut world, "a.test", 1000);
-    world.pass(secs(920));
+    let mut world = after(1000, 920);
     ask(&mut world, "a.test");
-    ask(&mut world, "a.test");
-    let (slot, query) = world.one_sent();
+    let (slot, query) = sent_for(&mut world, "a.test");
     world.answer(slot, &answer_to(&query, OK).a(0).0);
     ask(&mut world, "a.test");
     assert!(world.mail.sent.is_empty());
     world.pass(secs(30));
-    ask(&mut world, "a.test");
-    world.one_sent();
+    sent_for(&mut world, "a.test");
 }
 
 #[test]
 fn who_comes_after_the_end_waits_for_the_refresh_that_is_on_its_way() {
-    let mut world = World::new(config(1));
-    learn(&mut world, "a.test", 100);
-    world.pass(secs(99));
+    let mut world = after(100, 99);
     ask(&mut world, "a.test");
     ask(&mut world, "a.test");
     world.mail.replies.clear();
@@ -400,12 +380,9 @@ fn who_comes_after_the_end_waits_for_the_refresh_that_is_on_its_way() {
 
 #[test]
 fn a_drain_does_not_wait_for_refreshes() {
-    let mut world = World::new(config(1));
-    learn(&mut world, "a.test", 100);
-    world.pass(secs(95));
+    let mut world = after(100, 95);
     ask(&mut world, "a.test");
-    ask(&mut world, "a.test");
-    world.one_sent();
+    sent_for(&mut world, "a.test");
     world.forwarder.drain();
     assert!(world.forwarder.is_idle());
     ask(&mut world, "a.test");
@@ -427,8 +404,7 @@ fn what_is_flushed_is_asked_again() {
     assert_eq!(below.flushed(), 1);
     ask(&mut world, "ba.test");
     assert!(world.mail.sent.is_empty());
-    ask(&mut world, "b.a.test");
-    world.one_sent();
+    sent_for(&mut world, "b.a.test");
     assert_eq!(world.forwarder.counters().flushed, 2);
     let mut all = Flush::subtree(&[0]);
     while !world.forwarder.flush_some(&mut all, 100) {}
@@ -456,8 +432,7 @@ fn a_saved_cache_goes_on_where_it_was_but_for_the_time_between() {
     ask(&mut world, "a.test");
     let (_, reply) = world.one_reply();
     assert_eq!((id(&reply), ttl_of(&reply)), (0x1234, 40));
-    ask(&mut world, "b.test");
-    world.one_sent();
+    sent_for(&mut world, "b.test");
     world.pass(ms(1805));
     assert_stale(&mut world);
 }
