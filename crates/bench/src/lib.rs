@@ -3,10 +3,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`dns`] | DNS load over UDP and TCP, closed or open loop, every answer checked |
+//! | [`backend`] | scripted TCP and HTTP/1.1 backends: stamping, late, cut off, wrongly framed |
 //! | [`responder`] | a scripted DNS upstream: late, lossy, lying, refusing, or just fast |
 //!
 //! Both have their own small reader of DNS messages, so that they can disagree with the forwarder's.
 
+pub mod backend;
 pub mod dns;
 pub mod message;
 pub mod pool;
