@@ -1,1 +1,1 @@
-//! The PROXY protocol, versions 1 and 2: who the client really is.
+//! The PROXY protocol, versions 1 and 2.
