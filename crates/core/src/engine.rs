@@ -542,6 +542,13 @@ impl Engine {
         self.endpoint(id).and_then(Endpoint::last_failure)
     }
 
+    /// What this machine failed for when it dialled an endpoint last, as long as it pauses for that and there is no
+    /// connection that could serve anybody: who acquires now waits for the end of the pause, half a second at most, and
+    /// then for another dial. `None` if there is no such pause.
+    pub fn hindrance(&self, now: Instant, id: EndpointId) -> Option<Cause> {
+        self.endpoint(id).and_then(|endpoint| endpoint.hindrance(now))
+    }
+
     /// Whether the endpoint's connections are as many as may be and none is being dialled: then those who wait can only
     /// be served by leases that come back.
     pub fn is_full(&self, id: EndpointId) -> bool {

@@ -75,6 +75,7 @@ pub use balance::Balance;
 pub use blame::{Blame, Cause};
 pub use breaker::BreakerState;
 pub use config::{BackoffConfig, BreakerConfig, Config, ConfigError, HealthConfig, IdleOrder, Overflow};
+pub use endpoint::LOCAL_PAUSE_MAX;
 pub use engine::{Acquired, Action, EndpointId, Engine, Outcome, Refusal, Removal, Snapshot, TicketError};
 pub use event::{AcquireOutcome, CloseReason, Counters, Event};
 pub use health::Health;

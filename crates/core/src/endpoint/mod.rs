@@ -40,7 +40,7 @@ const RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
 const LEARNT_FOR: Duration = Duration::from_secs(600);
 /// The longest pause between dials while this machine is at fault: ports and routes come back within moments, and
 /// trying costs one system call.
-const LOCAL_PAUSE_MAX: Duration = Duration::from_millis(500);
+pub const LOCAL_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How many dials may be under way before any has succeeded.
 const DIAL_WINDOW_FIRST: u32 = 8;
 
@@ -557,6 +557,11 @@ impl Endpoint {
 
     pub(crate) const fn last_failure(&self) -> Option<Cause> {
         self.last_failure
+    }
+
+    pub(crate) fn hindrance(&self, now: Instant) -> Option<Cause> {
+        let is_paused = !self.local_pause.is_over(now) && !self.could_serve();
+        self.last_failure.filter(|cause| is_paused && cause.blame() == Blame::Local)
     }
 
     pub(crate) fn idle_timeout(&self, now: Instant) -> Option<Duration> {

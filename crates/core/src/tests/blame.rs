@@ -81,6 +81,26 @@ fn a_local_failure_pauses_dials_and_is_counted_as_exhaustion() {
 }
 
 #[test]
+fn what_hinders_this_machine_is_told_while_it_pauses_and_nothing_could_serve() {
+    let mut rig = Rig::new(small(4));
+    assert_eq!(rig.engine.hindrance(rig.now, rig.endpoint), None);
+    rig.ticket(60_000);
+    rig.dialed(Err(Cause::Route));
+    assert_eq!(rig.engine.hindrance(rig.now, rig.endpoint), Some(Cause::Route));
+    rig.pass(500);
+    assert_eq!(rig.engine.hindrance(rig.now, rig.endpoint), None, "the pause is over");
+    rig.ticket(60_000);
+    rig.dialed(Err(Cause::Refused));
+    assert_eq!(rig.engine.hindrance(rig.now, rig.endpoint), None, "not this machine's fault");
+
+    let mut rig = Rig::connected(small(4), 1);
+    let _held = rig.lease();
+    rig.ticket(60_000);
+    rig.dialed(Err(Cause::Route));
+    assert_eq!(rig.engine.hindrance(rig.now, rig.endpoint), None, "a lease may come back");
+}
+
+#[test]
 fn a_storm_of_local_failures_recovers_by_itself() {
     let mut rig = Rig::new(touchy());
     for _ in 0..10 {

@@ -20,6 +20,12 @@ const KEEPALIVE: [u8; 4] = [0, option::TCP_KEEPALIVE as u8, 0, 0];
 /// Time-outs in a row, with no answer between, after which a stream is taken for dead.
 const SILENT_MAX: u32 = 3;
 
+/// Whether this machine can make no connection at all, as when it is off-line: then nobody is made to wait for the next
+/// try. Ports, descriptors and memory are another matter: they come back while others are served.
+pub(super) const fn has_no_way(cause: Cause) -> bool {
+    matches!(cause, Cause::Route | Cause::Address | Cause::Permission | Cause::Internal)
+}
+
 impl Forwarder {
     pub(super) fn miss(&mut self, now: Instant, client: Client, query: &Query<'_>, out: &mut impl Outbox) {
         let flight = self.flights.find(&self.key);
@@ -159,6 +165,12 @@ impl Forwarder {
             self.forget_habits(now);
         }
         let id = self.engine_endpoint(endpoint, stream || self.is_guarded(now, endpoint));
+        if now < self.cut_off_until
+            && let Some(cause) = self.engine.hindrance(now, id).filter(|cause| has_no_way(*cause))
+        {
+            self.flights.flight_mut(flight).failure = Some(cause);
+            return false;
+        }
         match self.engine.acquire(now, id, deadline) {
             Acquired::Lease(lease) => {
                 let attempt = self.flights.add_attempt(now, flight, endpoint, AttemptState::Vacant);

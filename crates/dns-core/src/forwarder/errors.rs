@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use forebay_core::{Blame, Cause};
 
+use super::attempts::has_no_way;
 use super::counters::ForwarderCounters;
 use super::{Client, Forwarder, How, Outbox, StreamKind};
 use crate::reply::{Fit, Terms, write_error};
@@ -59,12 +60,14 @@ pub(super) const fn count_reply(counters: &mut ForwarderCounters, fit: Fit) {
 /// What a failure is called towards a client (RFC 8914).
 pub(super) fn explain(cause: Cause) -> ExtendedError<'static> {
     let (code, text) = match cause.blame() {
+        Blame::Local if has_no_way(cause) => (ede::NETWORK_ERROR, local_text(cause)),
         Blame::Local => (ede::OTHER, local_text(cause)),
         Blame::Upstream if cause == Cause::Timeout => {
             (ede::NO_REACHABLE_AUTHORITY, "no upstream answered in time")
         }
         Blame::Upstream if cause == Cause::Tls => (ede::NETWORK_ERROR, "TLS with the upstream failed"),
         Blame::Upstream if cause == Cause::Protocol => (ede::NETWORK_ERROR, "upstream answer malformed"),
+        Blame::Upstream if cause == Cause::Unreachable => (ede::NETWORK_ERROR, "upstream cannot be reached"),
         Blame::Upstream | Blame::Client => (ede::NETWORK_ERROR, "upstream refused or closed the connection"),
     };
     ExtendedError { code, text: text.as_bytes() }
@@ -75,6 +78,7 @@ const fn local_text(cause: Cause) -> &'static str {
         Cause::Ports => "forwarder has no local port left",
         Cause::Descriptors => "forwarder has no file descriptor left",
         Cause::Route => "forwarder has no route to its upstreams",
+        Cause::Permission => "forwarder is not allowed to reach its upstreams",
         Cause::Limit => "forwarder is at its connection limit",
         _ => "forwarder cannot make a connection",
     }

@@ -45,11 +45,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use forebay_core::{
-    Balance, Blame, Cause, EndpointId, Engine, Event, Histogram, Instant, Outcome, Rng, SlotId, Snapshot,
+    Balance, Blame, Cause, EndpointId, Engine, Event, Histogram, Instant, LOCAL_PAUSE_MAX, Outcome, Rng,
+    SlotId, Snapshot,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use self::attempts::has_no_way;
 pub use self::config::{
     Carrier, Endpoint, ForwarderConfig, ForwarderConfigError, HealthCheck, Link, PrefetchConfig, Route,
     StaleConfig, Strategy, StrategyConfig, Upstream,
@@ -172,6 +174,8 @@ pub struct Forwarder {
     vouched: Option<RateLimit>,
     /// Streams that are known to be dead.
     condemned: Vec<SlotId>,
+    /// Until when it may be that the engine pauses somewhere for want of a way: only then it is asked.
+    cut_off_until: Instant,
     counters: ForwarderCounters,
     /// How long questions that went upstream took, in nanoseconds.
     latency: Histogram,
@@ -295,6 +299,7 @@ impl Forwarder {
             clock: (now, 0),
             vouched,
             condemned: Vec::new(),
+            cut_off_until: Instant::ZERO,
             counters: ForwarderCounters::default(),
             latency: Histogram::default(),
             draining: false,
@@ -389,6 +394,9 @@ impl Forwarder {
         result: Result<u32, Cause>,
         out: &mut impl Outbox,
     ) {
+        if result.is_err_and(has_no_way) {
+            self.cut_off_until = now + LOCAL_PAUSE_MAX;
+        }
         if result.is_ok() {
             self.exchanges.open(now, slot);
             self.choose_cookie(slot);

@@ -219,6 +219,36 @@ fn a_machine_out_of_ports_says_so_and_blames_no_upstream() {
 }
 
 #[test]
+fn a_machine_without_a_way_says_so_at_once_and_looks_again_when_its_pause_is_over() {
+    for cause in [Cause::Route, Cause::Permission] {
+        let mut world = World::new(config(3));
+        let began = world.now;
+        for endpoint in 0..3 {
+            world.dials.insert((endpoint, Carrier::Datagram), Err(cause));
+        }
+        let mut told = 0;
+        while world.now.saturating_duration_since(began) < Duration::from_secs(4) {
+            world.ask(udp(told), &with_edns(Message::query(&format!("a{told}.test"), 1)));
+            let reply = world.one_reply().1;
+            assert_eq!((rcode(&reply), extended_error(&reply).unwrap().0), (2, 23), "{cause}, at once");
+            told += 1;
+            world.pass(Duration::from_millis(10));
+        }
+        assert!((24..200).contains(&world.dialed), "{cause}: {}", world.dialed);
+        assert_eq!(world.forwarder.counters().failed_local, u64::from(told));
+        let now = world.now;
+        assert!(world.forwarder.pools(now).all(|(_, _, pool)| pool.breaker == BreakerState::Closed));
+        world.dials.clear();
+        while world.mail.sent.is_empty() {
+            world.ask(udp(told), &Message::query(&format!("a{told}.test"), 1));
+            told += 1;
+            world.pass(Duration::from_millis(10));
+        }
+        assert!(world.now.saturating_duration_since(now) <= Duration::from_millis(520), "{cause}");
+    }
+}
+
+#[test]
 fn a_truncated_answer_is_asked_for_over_a_stream_of_the_same_upstream() {
     let mut world = World::new(config(2));
     world.ask(udp(1), &with_edns(Message::query("big.test", 16)));
