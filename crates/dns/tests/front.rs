@@ -152,6 +152,7 @@ fn rate_limit_and_burst_bound_what_a_client_asks() {
     stream.send(&query(1, "a.local", A, Some(1232)));
     let reply = stream.recv().expect("a reply");
     assert_eq!((rcode(&reply), extended_error(&reply)), (5, Some(18)));
+    assert_eq!(server.stats().counters.limited_refused, 1);
 }
 
 #[test]

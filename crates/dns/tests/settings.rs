@@ -205,7 +205,9 @@ fn udp_size_caps_replies_and_is_told_to_upstreams() {
         let server = run(&Settings { udp_size, ..settings(&[&upstream]) });
         let client = Udp::to(server.address);
         client.send(&query(1, "big.test", 1, Some(4096)));
-        truncated(&client.recv())
+        let truncated = truncated(&client.recv());
+        assert_eq!(server.stats().counters.replies_truncated, u64::from(truncated));
+        truncated
     };
     assert!(asked(512));
     assert!(!asked(1232));
