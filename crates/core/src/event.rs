@@ -37,7 +37,7 @@ words! {
         IdleMax = "idle_max",
         /// More stood idle than demand had needed for a while.
         Surplus = "surplus",
-        /// It was idle while descriptors or ports of this machine ran out.
+        /// It was idle while descriptors or ports of this machine ran out, or while somebody waited at another worker.
         Reclaimed = "reclaimed",
         /// It reached `age_max`.
         Age = "age",

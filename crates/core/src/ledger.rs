@@ -22,6 +22,8 @@ pub enum Level {
 pub struct Ledger {
     used: AtomicU32,
     max: AtomicU32,
+    /// Permits that engines were denied while somebody waits there.
+    wanted: AtomicU32,
     /// Percent of `max` from which the level is [`Level::Tight`].
     tight_percent: u32,
 }
@@ -29,13 +31,23 @@ pub struct Ledger {
 impl Ledger {
     /// Makes a ledger of `max` permits that is tight only when it is exhausted: a limit somebody chose.
     pub const fn limit(max: u32) -> Self {
-        Self { used: AtomicU32::new(0), max: AtomicU32::new(max), tight_percent: 100 }
+        Self {
+            used: AtomicU32::new(0),
+            max: AtomicU32::new(max),
+            wanted: AtomicU32::new(0),
+            tight_percent: 100,
+        }
     }
 
     /// Makes a ledger of `max` permits that is tight from 90 % on: a resource of the machine, of which the last
     /// part is left to others.
     pub const fn resource(max: u32) -> Self {
-        Self { used: AtomicU32::new(0), max: AtomicU32::new(max), tight_percent: 90 }
+        Self {
+            used: AtomicU32::new(0),
+            max: AtomicU32::new(max),
+            wanted: AtomicU32::new(0),
+            tight_percent: 90,
+        }
     }
 
     /// Takes one permit; says whether there was one.
@@ -67,6 +79,16 @@ impl Ledger {
         self.max.store(max, Ordering::Relaxed);
     }
 
+    /// Returns how many permits others than those who have these `own` wants lack: what is wanted beyond the room left.
+    pub(crate) fn lacking(&self, own: u32) -> u32 {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        // Nearly always: nobody waits for anything.
+        if wanted <= own {
+            return 0;
+        }
+        (wanted - own).saturating_sub(self.max().saturating_sub(self.used()))
+    }
+
     /// Returns how much room is left.
     pub fn level(&self) -> Level {
         let (used, max) = (u64::from(self.used()), u64::from(self.max()));
@@ -77,6 +99,52 @@ impl Ledger {
         } else {
             Level::Free
         }
+    }
+}
+
+/// How many permits an engine was denied while somebody waits there: told to those who share the ledger, so that they
+/// give back what stands idle. Taken back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Want {
+    ledger: Arc<Ledger>,
+    n: u32,
+}
+
+impl Want {
+    pub(crate) const fn new(ledger: Arc<Ledger>) -> Self {
+        Self { ledger, n: 0 }
+    }
+
+    /// Wants so many, instead of those before.
+    pub(crate) fn set(&mut self, n: u32) {
+        if n > self.n {
+            self.ledger.wanted.fetch_add(n - self.n, Ordering::Relaxed);
+        } else if n < self.n {
+            self.ledger.wanted.fetch_sub(self.n - n, Ordering::Relaxed);
+        }
+        self.n = n;
+    }
+
+    /// Returns how many permits others lack beyond those that are left.
+    pub(crate) fn of_others(&self) -> u32 {
+        self.ledger.lacking(self.n)
+    }
+
+    /// Whether others wait for permits, if there are any left or not.
+    pub(crate) fn is_of_others(&self) -> bool {
+        self.ledger.wanted.load(Ordering::Relaxed) > self.n
+    }
+
+    /// Whether anybody else has the ledger.
+    pub(crate) fn has_others(&self) -> bool {
+        // One is here, one in the permits of the same endpoint.
+        Arc::strong_count(&self.ledger) > 2
+    }
+}
+
+impl Drop for Want {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 

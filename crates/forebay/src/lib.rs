@@ -101,5 +101,5 @@ pub use forebay_core::{
 };
 pub use pool::{
     Acquire, AcquireError, BuildError, Builder, Connector, Dial, DialError, EndpointSnapshot, Exclusive,
-    Failure, Lease, Mode, Pool, PoolSnapshot, Reporter, Shared,
+    Failure, Lease, Limits, Mode, Pool, PoolSnapshot, Reporter, Shared,
 };

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::{Context, Endpoint, RECLAIM_INTERVAL};
+use super::{Context, Endpoint, RECLAIM_INTERVAL, YIELD_INTERVAL};
 use crate::Instant;
 use crate::config::IdleOrder;
 use crate::engine::Action;
@@ -92,6 +92,10 @@ impl Endpoint {
             self.next_reclaim = cx.now + RECLAIM_INTERVAL;
             self.arm(self.next_reclaim);
         }
+        if self.want.has_others() {
+            self.yield_idle(cx);
+            self.plan_yield(cx);
+        }
     }
 
     /// Open, pooled connections that could go without falling below `connections_min`.
@@ -173,6 +177,37 @@ impl Endpoint {
             self.close_longest_idle(cx, self.idle.len().div_ceil(2), CloseReason::Reclaimed);
         }
         self.next_reclaim = if self.idle.is_empty() { Instant::MAX } else { cx.now + RECLAIM_INTERVAL };
+    }
+
+    /// Another engine, which shares the limit, cannot tell that somebody waits there: looks from time to time.
+    pub(super) fn yield_when_due(&mut self, cx: &mut Context<'_>) {
+        if cx.now >= self.next_yield {
+            self.next_yield = Instant::MAX;
+            self.yield_idle(cx);
+            self.plan_yield(cx);
+        }
+    }
+
+    fn plan_yield(&mut self, cx: &mut Context<'_>) {
+        if self.idle.is_empty() {
+            return;
+        }
+        let connections = &self.permits.connections;
+        let contended = connections.used() >= connections.max().div_ceil(2);
+        let at = cx.now + if contended { YIELD_INTERVAL } else { RECLAIM_INTERVAL };
+        if at < self.next_yield {
+            self.next_yield = at;
+            self.arm(at);
+        }
+    }
+
+    /// Gives back what stands idle while at another engine, which shares the limit, somebody waits; even what is kept
+    /// warm.
+    fn yield_idle(&mut self, cx: &mut Context<'_>) {
+        for _ in 0..self.want.of_others() {
+            let Some(index) = self.idle.front() else { return };
+            self.close(cx, index, CloseReason::Reclaimed);
+        }
     }
 
     pub(super) fn close_longest_idle(&mut self, cx: &mut Context<'_>, n: u32, reason: CloseReason) {

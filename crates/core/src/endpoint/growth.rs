@@ -57,6 +57,10 @@ impl Endpoint {
         if let Some(stop) = self.forbidden(cx.now) {
             return Some(stop);
         }
+        if self.tickets.is_empty() && self.want.is_of_others() {
+            // Warm connections wait: elsewhere somebody waits for one at all.
+            return Some(Stop::Denied(Denied::Connections));
+        }
         let modest = self.could_serve();
         self.permits.take(false, modest).err().map(Stop::Denied)
     }
@@ -92,6 +96,10 @@ impl Endpoint {
     }
 
     pub(super) fn note_stop(&mut self, cx: &mut Context<'_>, stop: Stop) {
+        self.want.set(match stop {
+            Stop::Denied(Denied::Connections) => self.lacking(),
+            _ => 0,
+        });
         match stop {
             Stop::Denied(denied) => {
                 let retry = if self.tickets.is_empty() { RECLAIM_INTERVAL } else { STARVED_RETRY };
@@ -108,6 +116,17 @@ impl Endpoint {
             Stop::Pause(until) | Stop::Breaker(until) => self.arm(until),
             Stop::Satisfied | Stop::Window | Stop::Leaving => self.starved_until = None,
         }
+    }
+
+    /// How many more connections those who wait would need.
+    fn lacking(&self) -> u32 {
+        if self.tickets.is_empty() {
+            return 0;
+        }
+        let connecting = self.counts[State::Connecting as usize];
+        let coming = u64::from(self.capacity_open) + u64::from(connecting) * u64::from(self.capacity_guess);
+        let demand = u64::from(self.in_flight_open) + u64::from(self.tickets.len());
+        u32::try_from(demand.saturating_sub(coming).div_ceil(self.capacity_guess.into())).unwrap_or(u32::MAX)
     }
 
     fn note_full(&mut self, cx: &mut Context<'_>) {

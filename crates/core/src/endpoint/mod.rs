@@ -20,6 +20,7 @@ mod line;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backoff::Backoff;
@@ -28,7 +29,7 @@ use crate::config::{BackoffConfig, Config, IdleOrder};
 use crate::engine::{Acquired, Action, EndpointId, Outcome, Refusal, TicketError};
 use crate::event::{AcquireOutcome, CloseReason, Counters, Event};
 use crate::health::{Checks, Health};
-use crate::ledger::{Denied, Permits};
+use crate::ledger::{Denied, Permits, Want};
 use crate::list::{Bag, List};
 use crate::slot::{Lease, Slot, SlotId, State};
 use crate::ticket::{TicketId, Tickets};
@@ -36,6 +37,9 @@ use crate::{Blame, Cause, Instant, Rng};
 
 /// How often an endpoint with idle connections looks whether this machine runs short.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
+/// How often an endpoint with idle connections looks whether another engine, which shares its limit, needs them: when
+/// half of the limit is taken, so that somebody may; until then, every second.
+const YIELD_INTERVAL: Duration = Duration::from_millis(25);
 /// How long a learnt idle time-out is believed: servers restart, and then close everything early once.
 const LEARNT_FOR: Duration = Duration::from_secs(600);
 /// The longest pause between dials while this machine is at fault: ports and routes come back within moments, and
@@ -149,6 +153,8 @@ pub(crate) struct Endpoint {
     pub(crate) id: EndpointId,
     config: Config,
     permits: Permits,
+    /// What other engines are told of permits that are lacking here.
+    want: Want,
     slots: Vec<Slot>,
     vacant: Vec<u32>,
     free: Free,
@@ -182,6 +188,7 @@ pub(crate) struct Endpoint {
     peak_before: u32,
     next_shrink: Instant,
     next_reclaim: Instant,
+    next_yield: Instant,
     starved_until: Option<Instant>,
     /// Until when it is not told again that the pool is full.
     full_told: Instant,
@@ -204,6 +211,7 @@ impl Endpoint {
     ) -> Self {
         let mut endpoint = Self {
             id,
+            want: Want::new(Arc::clone(&permits.connections)),
             permits,
             slots: Vec::new(),
             vacant: Vec::new(),
@@ -231,6 +239,7 @@ impl Endpoint {
             peak_before: 0,
             next_shrink: Instant::MAX,
             next_reclaim: Instant::MAX,
+            next_yield: Instant::MAX,
             starved_until: None,
             full_told: cx.now,
             leaving,
@@ -448,6 +457,7 @@ impl Endpoint {
     /// Stops giving leases: idle connections close now, others when they are given back.
     pub(crate) fn leave(&mut self, cx: &mut Context<'_>) {
         self.leaving = true;
+        self.want.set(0);
         while let Some((index, ticket)) = self.tickets.pop() {
             self.fail_ticket(cx, index, &ticket, TicketError::Leaving);
         }
@@ -482,6 +492,7 @@ impl Endpoint {
         self.close_idle(cx);
         self.shrink(cx);
         self.reclaim(cx);
+        self.yield_when_due(cx);
         self.age(cx);
         if let Some(checks) = &mut self.checks
             && checks.take_due(cx.now, cx.rng)

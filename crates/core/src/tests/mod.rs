@@ -9,6 +9,7 @@ mod ending;
 mod growth;
 mod overflow;
 mod policy;
+mod sharing;
 mod waiting;
 
 use std::collections::VecDeque;

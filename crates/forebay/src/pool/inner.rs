@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use super::connector::{Connector, Dial, News, Report, Reporter};
 use super::error::DialError;
 use super::exchange::{self, Exchange, Given, Mode, Waiting};
+use super::limits::Limits;
 use super::{driver, log};
 use crate::dial::Machine;
 use crate::sys;
@@ -46,6 +47,7 @@ pub(super) struct Inner<C: Connector, M: Mode<C::Conn>> {
     pub(super) upstream: Arc<str>,
     pub(super) acquire_timeout: Duration,
     pub(super) machine: Option<Arc<Machine>>,
+    pub(super) limits: Option<Arc<Limits<C::Endpoint>>>,
     pub(super) runtime: Handle,
     /// One less than the number of shards, which is a power of two.
     pub(super) shard_mask: usize,
@@ -190,7 +192,10 @@ impl<C: Connector, M: Mode<C::Conn>> Inner<C, M> {
         if endpoints.contains_key(&endpoint) {
             return Ok(());
         }
-        let mut permits = Permits::alone(config.connections_max, config.temporary_max);
+        let mut permits = match &self.limits {
+            Some(limits) => limits.permits(&endpoint, &config),
+            None => Permits::alone(config.connections_max, config.temporary_max),
+        };
         if let Some(machine) = &self.machine {
             permits.budget = machine.budget(self.connector.route(&endpoint).as_ref());
         }

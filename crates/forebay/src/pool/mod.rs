@@ -6,6 +6,7 @@
 //! | `inner` | what all handles share; does what the exchange says is to be done |
 //! | `driver` | tasks: dials, the one that keeps time |
 //! | `acquire`, `lease` | what callers hold |
+//! | `limits` | limits that several pools keep together |
 //! | `connector`, `error`, `log` | to the protocol, to the caller, to the log |
 
 mod acquire;
@@ -15,6 +16,7 @@ mod error;
 mod exchange;
 mod inner;
 mod lease;
+mod limits;
 mod log;
 #[cfg(test)]
 mod model;
@@ -43,6 +45,7 @@ use exchange::Target;
 pub use exchange::{Exclusive, Mode, Shared};
 use inner::{Inner, instant_of, validate};
 pub use lease::Lease;
+pub use limits::Limits;
 
 /// A pool of connections to the endpoints of one upstream. Cheap to clone; all clones are one pool.
 ///
@@ -184,6 +187,18 @@ impl<C: Connector, M: Mode<C::Conn>> Pool<C, M> {
         ids.into_iter().try_for_each(|id| self.inner().set_config(id, config))
     }
 
+    /// Changes the policy of one endpoint, until [`Pool::set_config`] changes it again, as that does. Returns whether the
+    /// endpoint is there.
+    ///
+    /// # Errors
+    ///
+    /// The first field that cannot be; nothing is then changed.
+    pub fn set_config_at(&self, endpoint: &C::Endpoint, config: Config) -> Result<bool, ConfigError> {
+        validate::<C, M>(&config)?;
+        let id = self.inner().endpoint_id(endpoint);
+        id.map(|id| self.inner().set_config(id, config)).transpose().map(|done| done.is_some())
+    }
+
     /// Notes how long a request took at the endpoint of a lease, for [`Balance::P2c`].
     pub fn observe_latency(&self, endpoint: &C::Endpoint, latency: Duration) {
         if let Some(id) = self.inner().endpoint_id(endpoint) {
@@ -289,6 +304,7 @@ pub struct Builder<C: Connector, M: Mode<C::Conn>> {
     balance: Balance,
     endpoints: Vec<C::Endpoint>,
     machine: Option<Arc<Machine>>,
+    limits: Option<Arc<Limits<C::Endpoint>>>,
     acquire_timeout: Duration,
     shards: Option<usize>,
     seed: u64,
@@ -304,6 +320,7 @@ impl<C: Connector, M: Mode<C::Conn>> Builder<C, M> {
             balance: Balance::default(),
             endpoints: Vec::new(),
             machine: None,
+            limits: None,
             acquire_timeout: Duration::from_secs(5),
             shards: None,
             seed: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0),
@@ -348,6 +365,13 @@ impl<C: Connector, M: Mode<C::Conn>> Builder<C, M> {
         self
     }
 
+    /// Counts connections together with those of other pools that are given the same limits. Default: those of this pool
+    /// alone.
+    pub fn limits(mut self, limits: Arc<Limits<C::Endpoint>>) -> Self {
+        self.limits = Some(limits);
+        self
+    }
+
     /// Sets how long an acquire waits that has no deadline of its own. Default: 5 s.
     pub const fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = timeout;
@@ -385,6 +409,7 @@ impl<C: Connector, M: Mode<C::Conn>> Builder<C, M> {
             upstream: self.name.into(),
             acquire_timeout: self.acquire_timeout,
             machine: self.machine,
+            limits: self.limits,
             runtime,
             shard_mask: shards - 1,
             endpoints: Mutex::new(HashMap::new()),

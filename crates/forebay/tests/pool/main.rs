@@ -2,5 +2,6 @@
 
 mod basics;
 mod fake;
+mod limits;
 mod promises;
 mod shared;
