@@ -9,6 +9,7 @@
 //! | [`socket`] | sockets with their options set, ready for tokio |
 //! | [`clock`] | the monotonic clock, exact and coarse; CPU time |
 //! | [`process`] | descriptors, local ports, cores |
+//! | [`pipe`] | bytes from one stream to another that never come to this process |
 //! | [`epoll`] | waiting for descriptors without a runtime (for load generators) |
 
 #![allow(
@@ -25,14 +26,16 @@ pub mod clock;
 pub mod epoll;
 #[doc(hidden)]
 pub mod netns;
+pub mod pipe;
 pub mod process;
 pub mod socket;
 pub mod udp;
 
 pub use clock::{coarse_now, now};
+pub use pipe::Pipe;
 pub use socket::{
-    Keepalive, StreamState, TcpListenerOptions, TcpOptions, UdpOptions, stream_state, tcp_listener,
-    tcp_socket, udp_connected, udp_listener,
+    Keepalive, StreamState, TcpListenerOptions, TcpOptions, UdpOptions, end_writing, reset_on_close,
+    stream_state, tcp_listener, tcp_socket, udp_connected, udp_listener,
 };
 pub use udp::{ConnectedRecvBatch, Datagram, Flush, RecvBatch, SendBatch};
 

@@ -170,6 +170,25 @@ pub fn apply_tcp_options(stream: impl AsFd, options: &TcpOptions) -> io::Result<
     apply(&socket2::SockRef::from(&stream.as_fd()), options)
 }
 
+/// Lets a connection end with a reset when it is closed (`SO_LINGER` of 0): the peer hears at once that it is refused or
+/// that something failed, what was not sent is thrown away, and no port waits (`TIME_WAIT`).
+///
+/// # Errors
+///
+/// Those of `setsockopt(2)`.
+pub fn reset_on_close(stream: impl AsFd) -> io::Result<()> {
+    socket2::SockRef::from(&stream.as_fd()).set_linger(Some(Duration::ZERO))
+}
+
+/// Ends one half of a connection: nothing more will be written, reading goes on (`shutdown(2)` of writing).
+///
+/// # Errors
+///
+/// [`io::ErrorKind::NotConnected`] when the connection is gone.
+pub fn end_writing(stream: impl AsFd) -> io::Result<()> {
+    socket2::SockRef::from(&stream.as_fd()).shutdown(std::net::Shutdown::Write)
+}
+
 /// What a connection that should be silent has to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamState {

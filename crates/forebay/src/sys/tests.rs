@@ -13,7 +13,7 @@ use super::*;
 const V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 0);
 
-fn wait_readable(fd: BorrowedFd<'_>) {
+pub(super) fn wait_readable(fd: BorrowedFd<'_>) {
     let mut epoll = Epoll::new(1).expect("epoll");
     epoll.add(fd, 7, Interest::Read).expect("add");
     let events: Vec<_> = epoll.wait(Some(Duration::from_secs(5))).expect("wait").collect();
@@ -349,6 +349,30 @@ fn reset_stream_is_closed() {
     drop(far);
     wait_readable(near.as_fd());
     assert_eq!(stream_state(near.as_fd()), StreamState::Closed);
+}
+
+#[test]
+fn a_connection_that_resets_on_close_leaves_nothing_behind() {
+    let listener = std::net::TcpListener::bind(V4).expect("bind");
+    let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+    let (server, _) = listener.accept().expect("accept");
+    reset_on_close(&server).expect("linger");
+    drop(server);
+    wait_readable(client.as_fd());
+    let error = io::Read::read(&mut &client, &mut [0]).expect_err("reset");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn one_half_of_a_connection_ends_and_the_other_goes_on() {
+    let listener = std::net::TcpListener::bind(V4).expect("bind");
+    let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+    let (server, _) = listener.accept().expect("accept");
+    end_writing(&client).expect("shutdown");
+    assert_eq!(io::Read::read(&mut &server, &mut [0]).expect("the end"), 0);
+    io::Write::write_all(&mut &server, b"still here").expect("write");
+    wait_readable(client.as_fd());
+    assert_eq!(io::Read::read(&mut &client, &mut [0; 16]).expect("read"), 10);
 }
 
 #[test]

@@ -7,7 +7,9 @@ use forebay::{Config, Limits, Pool};
 
 use crate::fake::{Fake, World};
 
-fn pair(config: Config) -> ([Pool<Fake>; 2], [Arc<World>; 2], Arc<Limits<&'static str>>) {
+type Pair = ([Pool<Fake>; 2], [Arc<World>; 2], Arc<Limits<&'static str>>);
+
+fn pair(config: Config) -> Pair {
     let limits = Limits::new();
     let one = || {
         let (fake, world) = Fake::new();
