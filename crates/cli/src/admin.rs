@@ -6,7 +6,7 @@
 //! | `/pools` | every pool as JSON: counts, limits, percentiles, breaker, last failure and whose it was |
 //! | `POST /dns/flush?name=…` | forgets cached answers: of a name, or with `&subtree=true` of all below it too |
 //! | `/healthz` | 200 while the process lives |
-//! | `/readyz` | 200 while it takes queries, 503 while it drains |
+//! | `/readyz` | 200 while it serves; 503 while it drains, and while a proxy has no backend |
 //!
 //! Beyond loopback it needs a token; [`crate::config::AdminConfig`] sees to that. With one, every path but the two of
 //! health wants it as `Authorization: Bearer …`.
@@ -21,7 +21,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -35,12 +35,15 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use self::limit::Limited;
+use self::metrics::ProxyStats;
 
 /// The servers whose figures are shown.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// The DNS forwarder.
-    pub dns: Handle,
+    /// The DNS forwarder, if it runs.
+    pub dns: Option<Handle>,
+    /// The proxies that run.
+    pub proxies: Vec<forebay_proxy::Handle>,
 }
 
 /// Whether new work is taken.
@@ -66,6 +69,7 @@ struct Shared {
     source: Source,
     draining: Arc<AtomicBool>,
     token: Option<Arc<str>>,
+    started: Instant,
 }
 
 /// How long figures are waited for: workers answer within microseconds unless they are stuck.
@@ -81,7 +85,8 @@ impl Admin {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let draining = Arc::new(AtomicBool::new(false));
-        let shared = Shared { source, draining: Arc::clone(&draining), token: token.map(Into::into) };
+        let (token, started) = (token.map(Into::into), Instant::now());
+        let shared = Shared { source, draining: Arc::clone(&draining), token, started };
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("admin".to_owned()).spawn(move || {
@@ -133,7 +138,7 @@ const PATHS: &str = "\
 /pools    every pool as JSON
 /dns/flush  POST with ?name=example.org: forgets it; with &subtree=true all below it too
 /healthz  200 while the process lives
-/readyz   200 while it takes queries, 503 while it drains
+/readyz   200 while it serves; 503 while it drains, and while a proxy has no backend
 ";
 
 fn router(shared: Shared) -> Router {
@@ -152,9 +157,10 @@ fn router(shared: Shared) -> Router {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
-    match stats(&shared).await {
-        Some(stats) => {
-            let text = metrics::exposition(&metrics::Scrape::new(&stats));
+    match shared.figures().await {
+        Some((dns, proxies)) => {
+            let scrape = metrics::Scrape::new(shared.uptime(), dns.as_ref(), &proxies);
+            let text = metrics::exposition(&scrape);
             ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
         }
         None => stuck(),
@@ -162,22 +168,46 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 }
 
 async fn pools(State(shared): State<Shared>) -> Response {
-    match stats(&shared).await {
-        Some(stats) => axum::Json(pools::Report::new(&stats)).into_response(),
+    match shared.figures().await {
+        Some((dns, proxies)) => {
+            let scrape = metrics::Scrape::new(shared.uptime(), dns.as_ref(), &proxies);
+            axum::Json(pools::Report::new(&scrape)).into_response()
+        }
         None => stuck(),
     }
 }
 
 async fn ready(State(shared): State<Shared>) -> Response {
     if shared.draining.load(Ordering::Relaxed) {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
-    } else {
-        "ready\n".into_response()
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response();
+    }
+    match shared.source.proxies.iter().find(|proxy| !proxy.is_ready()) {
+        Some(proxy) => {
+            let text = format!("proxy {}: no backend\n", proxy.name());
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+        None => "ready\n".into_response(),
     }
 }
 
-async fn stats(shared: &Shared) -> Option<Stats> {
-    timeout(STATS_MAX, shared.source.dns.stats()).await.ok()
+impl Shared {
+    fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Asks the servers. `None` when a worker does not answer.
+    async fn figures(&self) -> Option<(Option<Stats>, Vec<ProxyStats>)> {
+        let dns = match &self.source.dns {
+            Some(dns) => Some(timeout(STATS_MAX, dns.stats()).await.ok()?),
+            None => None,
+        };
+        let proxies = self.source.proxies.iter().map(|proxy| ProxyStats {
+            name: proxy.name().to_owned(),
+            figures: proxy.figures(),
+            backends: proxy.backends(),
+        });
+        Some((dns, proxies.collect()))
+    }
 }
 
 fn stuck() -> Response {

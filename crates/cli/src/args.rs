@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use forebay::units::{Size, Span};
 use forebay_bench::dns::Names;
 use forebay_dns::{CacheSettings, DnsConfig, PoolMode, Settings, SettingsError, StrategyName};
+use forebay_proxy::{BalanceName, Mode, ProxyConfig};
 use serde::Deserialize;
 use serde::de::value::{Error as WordError, StrDeserializer};
 
@@ -23,8 +24,8 @@ use crate::failure::Failure;
 #[command(
     name = "forebay",
     version,
-    about = "A pool of connections in front of your upstreams: a caching DNS forwarder.",
-    long_about = "A pool of connections in front of your upstreams: a caching DNS forwarder.\n\n\
+    about = "A pool of connections in front of your upstreams: a caching DNS forwarder and a proxy.",
+    long_about = "A pool of connections in front of your upstreams: a caching DNS forwarder and a proxy.\n\n\
                   Without a command it forwards DNS from 127.0.0.1:5300 to this machine's own resolvers; the options \
                   are then those of `forebay dns`.",
     after_help = EXAMPLES
@@ -45,12 +46,13 @@ const EXAMPLES: &str = "\
 Examples:
   forebay                                           forward to this machine's resolvers
   forebay dns --upstream 192.0.2.53 --workers 2     forward to a resolver by its address
+  forebay proxy --listen 127.0.0.1:6443 --backend 192.0.2.1:6443
   forebay demo                                      see it work, with nothing else installed
   forebay run -c forebay.toml                       run what a file says
   forebay bench dns --target 127.0.0.1:5300         put load on a DNS server
 
 Exit codes: 0 all is well, 1 it failed while running, 2 it was used or configured wrongly.
-SIGTERM or Ctrl-C: queries in flight are answered, for at most 5 seconds; a second one ends at once, with 1.";
+SIGTERM or Ctrl-C: queries in flight are answered, for at most 5 seconds, and clients of a proxy may finish, for at most\nits drain_timeout; a second one ends at once, with 1.";
 
 /// A command.
 #[derive(Debug, Subcommand)]
@@ -63,6 +65,13 @@ Examples:
   forebay dns --upstream 192.0.2.53 --upstream 192.0.2.54 --strategy least_inflight
   forebay dns --pool off --cache-size 0             the baseline of measurements")]
     Dns(DnsArgs),
+    /// Stand between clients and backends.
+    #[command(after_help = "\
+Examples:
+  forebay proxy --listen 127.0.0.1:6443 --backend 192.0.2.1:6443 --backend 192.0.2.2:6443
+  forebay proxy --listen :8080 --backend 127.0.0.1:9001 --balance least_connections
+  forebay proxy --listen :8080 --backend 127.0.0.1:9001 --pool off   the baseline of measurements")]
+    Proxy(ProxyArgs),
     /// Run the servers of a configuration file.
     Run(RunArgs),
     /// Say what is wrong with a configuration file.
@@ -97,6 +106,29 @@ pub struct DnsArgs {
     /// Where this machine's resolvers are named.
     #[arg(long, value_name = "FILE", default_value = RESOLV_CONF)]
     pub resolv_conf: PathBuf,
+}
+
+/// The options of `proxy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct ProxyArgs {
+    /// Address to listen on; repeat for more [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Vec<String>,
+    /// Where clients are sent; repeat for more.
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub backend: Vec<String>,
+    /// What is understood of what is passed on [default: opaque].
+    #[arg(long, value_parser = words::<Mode>(MODES))]
+    pub mode: Option<Mode>,
+    /// Which backend serves the next client [default: round_robin].
+    #[arg(long, value_parser = words::<BalanceName>(BALANCES))]
+    pub balance: Option<BalanceName>,
+    /// Worker threads; 0 is one for each core [default: 0].
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// Whether connections to backends are kept or dialled ahead; `off` is one for each client or request [default: on].
+    #[arg(long, value_parser = words::<PoolMode>(POOL_MODES))]
+    pub pool: Option<PoolMode>,
 }
 
 /// The options of every server. They go before what a file says.
@@ -269,7 +301,26 @@ impl DnsArgs {
         };
         let dns: DnsConfig = machine.dns(&settings).map_err(|error| flag_failure(&error))?;
         let (admin, log) = serve.resolve(machine.token.as_deref())?;
-        Ok(Config { dns, admin, log })
+        Ok(Config { dns: Some(dns), proxies: Vec::new(), admin, log })
+    }
+}
+
+impl ProxyArgs {
+    /// Makes a configuration of the options.
+    pub(crate) fn config(&self, serve: &ServeArgs, machine: &Machine) -> Result<Config, Failure> {
+        let default = forebay_proxy::Settings::default();
+        let settings = forebay_proxy::Settings {
+            listen: if self.listen.is_empty() { default.listen } else { self.listen.clone() },
+            backends: self.backend.clone(),
+            mode: self.mode.unwrap_or(default.mode),
+            balance: self.balance.unwrap_or(default.balance),
+            workers: self.workers.unwrap_or(default.workers),
+            pool: self.pool.unwrap_or(default.pool),
+            ..default
+        };
+        let proxy = ProxyConfig::new(&settings, machine.cores).map_err(|error| flag_failure(&error))?;
+        let (admin, log) = serve.resolve(machine.token.as_deref())?;
+        Ok(Config { dns: None, proxies: vec![proxy], admin, log })
     }
 }
 
@@ -302,6 +353,7 @@ impl ServeArgs {
 fn flag_failure(error: &SettingsError) -> Failure {
     let flag = match error.key.as_str() {
         "upstreams" => "--upstream".to_owned(),
+        "backends" => "--backend".to_owned(),
         "cache.size" => "--cache-size".to_owned(),
         key @ ("listen" | "workers") => format!("--{key}"),
         key => key.to_owned(),
@@ -318,6 +370,11 @@ fn admin_failure(error: &SettingsError) -> Failure {
 /// How `--strategy` is written.
 const STRATEGIES: &[&str] =
     &["sequential", "parallel", "racing", "round_robin", "random", "fastest", "least_inflight"];
+/// How `--mode` is written.
+const MODES: &[&str] = &["opaque", "passthrough", "http"];
+/// How `--balance` is written.
+const BALANCES: &[&str] =
+    &["round_robin", "random", "least_connections", "p2c", "source_hash", "first_healthy"];
 /// How `--pool` is written.
 const POOL_MODES: &[&str] = &["on", "off"];
 /// Where machines name their resolvers.
@@ -355,8 +412,8 @@ mod tests {
         let args = parse("forebay").unwrap();
         assert!(args.command.is_none());
         let config = args.dns.config(&args.serve, &machine()).unwrap();
-        assert_eq!(config.dns.listen(), ["127.0.0.1:5300".parse().unwrap()]);
-        assert_eq!(config.dns.upstreams()[0].to_string(), "udp://192.0.2.53:53");
+        assert_eq!(config.dns.as_ref().unwrap().listen(), ["127.0.0.1:5300".parse().unwrap()]);
+        assert_eq!(config.dns.as_ref().unwrap().upstreams()[0].to_string(), "udp://192.0.2.53:53");
         assert!(!config.admin.is_explicit);
     }
 
@@ -367,9 +424,9 @@ mod tests {
         let all = parse(line).unwrap();
         let Some(Command::Dns(args)) = all.command else { panic!("dns was asked for") };
         let config = args.config(&all.serve, &machine()).unwrap();
-        assert_eq!(config.dns.listen().len(), 2);
-        assert_eq!(config.dns.upstreams()[0].to_string(), "tcp://192.0.2.1:53");
-        assert_eq!(config.dns.workers(), 3);
+        assert_eq!(config.dns.as_ref().unwrap().listen().len(), 2);
+        assert_eq!(config.dns.as_ref().unwrap().upstreams()[0].to_string(), "tcp://192.0.2.1:53");
+        assert_eq!(config.dns.as_ref().unwrap().workers(), 3);
         assert_eq!((args.strategy, args.pool), (Some(StrategyName::RoundRobin), Some(PoolMode::Off)));
         assert_eq!(args.cache_size, Some(Size::mib(32)));
         assert_eq!(config.admin.listen, None);
@@ -377,7 +434,36 @@ mod tests {
     }
 
     #[test]
+    fn every_option_of_proxy_reaches_its_setting() {
+        let line = "forebay proxy --listen 127.0.0.1:1 --backend 192.0.2.1:1 --backend 192.0.2.2:1 --workers 3 \
+                    --mode passthrough --balance p2c --pool off --admin none";
+        let all = parse(line).unwrap();
+        let Some(Command::Proxy(args)) = all.command else { panic!("proxy was asked for") };
+        assert_eq!((args.balance, args.pool), (Some(BalanceName::P2c), Some(PoolMode::Off)));
+        let config = args.config(&all.serve, &machine()).unwrap();
+        let proxy = &config.proxies[0];
+        assert_eq!((proxy.workers(), proxy.mode(), proxy.backends().len()), (3, Mode::Passthrough, 2));
+        assert_eq!(
+            (proxy.balance(), proxy.listen()[0].to_string().as_str()),
+            (BalanceName::P2c, "127.0.0.1:1")
+        );
+        assert!(config.dns.is_none());
+        let error = parse("forebay proxy").unwrap_err().to_string();
+        assert!(error.contains("--backend"), "{error}");
+        let wrong = parse("forebay proxy --backend nowhere").unwrap();
+        let Some(Command::Proxy(args)) = wrong.command else { panic!("proxy was asked for") };
+        let failure = args.config(&wrong.serve, &machine()).unwrap_err().to_string();
+        assert!(failure.starts_with("error: --backend: "), "{failure}");
+    }
+
+    #[test]
     fn every_word_of_an_option_is_one_of_its_setting() {
+        for word in MODES {
+            parse(&format!("forebay proxy --backend 192.0.2.1:1 --mode {word}")).unwrap();
+        }
+        for word in BALANCES {
+            parse(&format!("forebay proxy --backend 192.0.2.1:1 --balance {word}")).unwrap();
+        }
         for word in STRATEGIES {
             parse(&format!("forebay --strategy {word}")).unwrap();
         }

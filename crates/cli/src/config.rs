@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use forebay_dns::{DnsConfig, RouteSettings, Settings, SettingsError};
+use forebay_proxy::ProxyConfig;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use self::problems::{Index, check_keys};
@@ -23,6 +24,9 @@ pub struct File {
     /// The DNS forwarder; it runs if the table is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns: Option<Settings>,
+    /// The proxies; each runs. Default `[]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proxy: Vec<forebay_proxy::Settings>,
     /// The admin endpoint of the process.
     pub admin: AdminSettings,
     /// What is logged, and how.
@@ -161,8 +165,10 @@ impl Machine {
 /// A valid configuration of a process.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The DNS forwarder.
-    pub dns: DnsConfig,
+    /// The DNS forwarder, if it runs.
+    pub dns: Option<DnsConfig>,
+    /// The proxies that run.
+    pub proxies: Vec<ProxyConfig>,
     /// The admin endpoint.
     pub admin: AdminConfig,
     /// The log.
@@ -242,6 +248,10 @@ impl File {
     pub fn model() -> Self {
         Self {
             dns: Some(Settings { routes: vec![RouteSettings::default()], ..Settings::default() }),
+            proxy: vec![forebay_proxy::Settings {
+                name: Some(String::new()),
+                ..forebay_proxy::Settings::default()
+            }],
             admin: AdminSettings {
                 listen: Some(AdminListen::At(AdminConfig::DEFAULT)),
                 token: Some(String::new()),
@@ -262,34 +272,52 @@ impl Config {
         let index = Index::new(name, text)?;
         let mut problems = Vec::new();
         let mut take = |table: &str, error: SettingsError| problems.push(index.locate(table, &error));
-        let dns = match &file.dns {
-            Some(settings) => machine.dns(settings).map_err(|error| take("dns", error)).ok(),
-            None => {
-                let problem =
-                    "no server is configured: add a line [dns], and below it what differs from the default";
-                take("", SettingsError { key: String::new(), problem: problem.to_owned() });
-                None
+        if file.dns.is_none() && file.proxy.is_empty() {
+            let problem = "no server is configured: add a line [dns] or [[proxy]], and below it what differs from the \
+                           default";
+            take("", SettingsError { key: String::new(), problem: problem.to_owned() });
+        }
+        let dns = file.dns.as_ref().map(|settings| machine.dns(settings).map_err(|error| take("dns", error)));
+        let mut proxies: Vec<ProxyConfig> = Vec::new();
+        for (n, settings) in file.proxy.iter().enumerate() {
+            let table = format!("proxy[{n}]");
+            match ProxyConfig::new(settings, machine.cores) {
+                Ok(config) if proxies.iter().any(|other| other.name() == config.name()) => {
+                    let problem =
+                        format!("`{}` is the name of another proxy: give each its own", config.name());
+                    take(&table, SettingsError { key: "name".to_owned(), problem });
+                }
+                Ok(config) => proxies.push(config),
+                Err(error) => take(&table, error),
             }
-        };
+        }
         let admin = AdminConfig::new(&file.admin, machine.token.as_deref())
             .map_err(|error| take("admin", error))
             .ok();
-        match (dns, admin) {
-            (Some(dns), Some(admin)) => Ok(Self { dns, admin, log: file.log }),
+        match (dns.transpose(), admin) {
+            (Ok(dns), Some(admin)) if problems.is_empty() => Ok(Self { dns, proxies, admin, log: file.log }),
             _ => Err(index.problems(problems)),
         }
     }
 
     /// Says in one line what would run.
     pub fn summary(&self) -> String {
-        let admin = self.admin.listen.map_or("none".to_owned(), |address| address.to_string());
-        format!(
-            "dns on {} to {}, {} {}; admin {admin}",
-            listed(self.dns.listen()),
-            listed(self.dns.upstreams()),
-            self.dns.workers(),
-            if self.dns.workers() == 1 { "worker" } else { "workers" },
-        )
+        let workers = |n| format!("{n} {}", if n == 1 { "worker" } else { "workers" });
+        let mut parts = Vec::new();
+        if let Some(dns) = &self.dns {
+            let (listen, upstreams) = (listed(dns.listen()), listed(dns.upstreams()));
+            parts.push(format!("dns on {listen} to {upstreams}, {}", workers(dns.workers())));
+        }
+        for proxy in &self.proxies {
+            let (listen, backends) = (listed(proxy.listen()), listed(proxy.backends()));
+            let mode = proxy.mode().as_str();
+            parts.push(format!("proxy ({mode}) on {listen} to {backends}, {}", workers(proxy.workers())));
+        }
+        parts.push(format!(
+            "admin {}",
+            self.admin.listen.map_or("none".to_owned(), |address| address.to_string())
+        ));
+        parts.join("; ")
     }
 }
 

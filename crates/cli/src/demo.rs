@@ -23,6 +23,7 @@ use self::figures::{Figures, Sample, Summary};
 use self::load::Load;
 use self::screen::Screen;
 use crate::admin::Admin;
+use crate::admin::Source;
 use crate::args::{DemoArgs, ServeArgs};
 use crate::config::{AdminConfig, LogLevel, TOKEN_VARIABLE};
 use crate::failure::{Failure, say};
@@ -100,7 +101,8 @@ impl Stage {
         }
         let listener = bind_admin(&admin)?;
         let server = forebay_dns::start(config).map_err(start_failure)?;
-        let admin = start_admin(&admin, listener, server.handle())?;
+        let admin =
+            start_admin(&admin, listener, Source { dns: Some(server.handle()), proxies: Vec::new() })?;
         Ok(Self { upstreams, server, admin, _certificate: certificate })
     }
 

@@ -50,6 +50,9 @@ fn dispatch(args: Args) -> Result<(), Failure> {
     match args.command {
         None => serve_dns(&args.dns, &args.serve),
         Some(Command::Dns(dns)) => serve_dns(&dns, &args.serve),
+        Some(Command::Proxy(proxy)) => {
+            serve::run(proxy.config(&args.serve, &machine::read(Path::new("/dev/null")))?)
+        }
         Some(Command::Run(run)) => {
             let config = read(&run.config, &machine::read(&run.resolv_conf))?;
             serve::run(args.serve.over(config)?)

@@ -28,6 +28,10 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("dns.local", "../dns/src/settings/local.rs", "LocalSettings"),
     ("dns.block", "../dns/src/settings/block.rs", "BlockSettings"),
     ("dns.query_log", "../dns/src/settings/query_log.rs", "QueryLogSettings"),
+    ("proxy", "../proxy/src/settings/mod.rs", "Settings"),
+    ("proxy.connections", "../proxy/src/settings/connections.rs", "ConnectionSettings"),
+    ("proxy.spares", "../proxy/src/settings/spares.rs", "SpareSettings"),
+    ("proxy.clients", "../proxy/src/settings/clients.rs", "ClientSettings"),
     ("admin", "src/config.rs", "AdminSettings"),
     ("log", "src/config.rs", "LogSettings"),
 ];
@@ -36,7 +40,7 @@ const TABLES: &[(&str, &str, &str)] = &[
 fn the_page_of_metrics_is_current() {
     let mut page = format!(
         "# Metrics\n\n{HOW}`GET /metrics` on the admin endpoint, in the text format of Prometheus. `upstream` is a \
-         named group of endpoints (`default`, or a route's suffix),\n`endpoint` an address with its transport, `blame` whose fault a failure was: \
+         named group of endpoints (`default`, a route's suffix, or a proxy),\n`endpoint` an address with its transport, `blame` whose fault a failure was: \
          `local` (this machine), `upstream` or\n`client`.\n\n| metric | kind | labels | what it says |\n|---|---|---|---|\n"
     );
     for metric in descriptions() {
@@ -52,14 +56,17 @@ fn the_page_of_settings_is_current_and_tells_the_true_defaults() {
     let Ok(Value::Table(model)) = Value::try_from(File::model()) else { panic!("a file is a table") };
     let mut page = format!(
         "# Configuration\n\n{HOW}`forebay run -c FILE` takes a TOML file, and `forebay check -c FILE` says what is \
-         wrong with one. Every table and every key\nis optional; a server runs if its table is there. Unknown keys are \
+         wrong with one. Every table and every key\nis optional, but a proxy's `backends`; a server runs if its table is there. Unknown keys are \
          refused. Times and sizes have units: `\"30s\"`,\n`\"250ms\"`, `\"64MiB\"`.\n"
     );
     for (table, source, name) in TABLES {
         let source = fs::read_to_string(folder().join(source)).unwrap();
         let fields = fields(&source, name);
         let defaults = lookup(&model, table);
-        let head = if *table == "dns.routes" { format!("[[{table}]]") } else { format!("[{table}]") };
+        let head = match *table {
+            "dns.routes" | "proxy" => format!("[[{table}]]"),
+            _ => format!("[{table}]"),
+        };
         writeln!(page, "\n## `{head}`\n\n| key | default | what it is |\n|---|---|---|").unwrap();
         let mut told = 0;
         for (key, comment) in &fields {

@@ -234,6 +234,11 @@ impl Drop for Server {
 }
 
 impl Handle {
+    /// Returns how many workers were started.
+    pub fn workers(&self) -> usize {
+        self.config.workers()
+    }
+
     /// Collects the figures of all workers.
     ///
     /// # Cancel safety

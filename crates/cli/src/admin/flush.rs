@@ -42,7 +42,9 @@ pub(super) async fn flush(
         Ok(order) => order,
         Err(problem) => return (StatusCode::BAD_REQUEST, format!("{problem}\n{HOW}")).into_response(),
     };
-    let dns = shared.source.dns.clone();
+    let Some(dns) = shared.source.dns.clone() else {
+        return (StatusCode::NOT_FOUND, "no DNS server runs here\n").into_response();
+    };
     let work = async move { dns.flush(&order.name, order.subtree).await };
     match tokio::time::timeout(STATS_MAX, work).await {
         Ok(done) => axum::Json(Report { flushed: done.entries, workers: done.workers }).into_response(),

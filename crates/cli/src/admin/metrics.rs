@@ -3,35 +3,93 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::time::Duration;
 
 use forebay::sys::{clock, process};
-use forebay_core::{AcquireOutcome, Blame, BreakerState, Cause, CloseReason, Health, Histogram, Snapshot};
+use forebay_core::{
+    AcquireOutcome, Blame, BreakerState, Cause, CloseReason, Counters, Health, Histogram, Snapshot,
+};
 use forebay_dns::{PoolStats, Stats};
 use forebay_dns_core::forwarder::{EndpointFigures, ForwarderCounters};
+use forebay_proxy::{BackendFigures, ProxyFigures};
 
 /// What is shown: the figures of the servers, with names that no two pools share.
 #[derive(Debug)]
 pub struct Scrape<'a> {
-    stats: &'a Stats,
-    pools: Vec<(String, &'a PoolStats)>,
+    uptime: Duration,
+    dns: Option<&'a Stats>,
+    proxies: &'a [ProxyStats],
+    pools: Vec<NamedPool<'a>>,
 }
 
 impl<'a> Scrape<'a> {
     /// Gives every pool a name.
-    pub fn new(stats: &'a Stats) -> Self {
-        Self { stats, pools: named(stats) }
+    pub fn new(uptime: Duration, dns: Option<&'a Stats>, proxies: &'a [ProxyStats]) -> Self {
+        let mut pools: Vec<NamedPool<'_>> = dns.into_iter().flat_map(named).collect();
+        for proxy in proxies {
+            pools.extend(proxy.backends.iter().map(|one| NamedPool {
+                upstream: &proxy.name,
+                endpoint: one.backend.to_string(),
+                transport: "tcp",
+                snapshot: &one.snapshot,
+                dns: None,
+            }));
+        }
+        Self { uptime, dns, proxies, pools }
+    }
+
+    /// Returns how long the servers have run.
+    pub(super) const fn uptime(&self) -> Duration {
+        self.uptime
+    }
+
+    /// Returns every pool.
+    pub(super) fn pools(&self) -> &[NamedPool<'a>] {
+        &self.pools
     }
 }
 
-/// Names pools `udp://address` or `tcp://address`. An address that is listed more than once has a number from the
-/// second time on.
-pub(crate) fn named(stats: &Stats) -> Vec<(String, &PoolStats)> {
-    let mut all: Vec<(String, &PoolStats)> = Vec::new();
+/// Figures of one proxy at one moment.
+#[derive(Clone, Debug)]
+pub struct ProxyStats {
+    /// What it is called.
+    pub name: String,
+    /// Its own figures.
+    pub figures: ProxyFigures,
+    /// Those of the connections to its backends.
+    pub backends: Vec<BackendFigures>,
+}
+
+/// A pool with a name that no other has.
+#[derive(Debug)]
+pub(crate) struct NamedPool<'a> {
+    /// The upstream that it belongs to: of the DNS server `default` or the suffix of a route, else the proxy.
+    pub(crate) upstream: &'a str,
+    /// The endpoint, with its transport.
+    pub(crate) endpoint: String,
+    /// `udp`, `tcp` and so on.
+    pub(crate) transport: &'a str,
+    /// Its figures.
+    pub(crate) snapshot: &'a Snapshot,
+    /// What only the DNS server knows of it.
+    pub(crate) dns: Option<&'a PoolStats>,
+}
+
+/// Names the DNS server's pools `udp://address` or `tcp://address`. An address that is listed more than once has a
+/// number from the second time on.
+pub(crate) fn named(stats: &Stats) -> Vec<NamedPool<'_>> {
+    let mut all: Vec<NamedPool<'_>> = Vec::new();
     for pool in &stats.pools {
         let address = pool.upstream.split_once("://").map_or(&*pool.upstream, |(_, address)| address);
         let name = format!("{}://{address}", pool.transport);
-        let before = all.iter().filter(|(other, _)| other.split('#').next() == Some(&name)).count();
-        all.push((if before == 0 { name } else { format!("{name}#{}", before + 1) }, pool));
+        let before = all.iter().filter(|other| other.endpoint.split('#').next() == Some(&name)).count();
+        all.push(NamedPool {
+            upstream: &pool.group,
+            endpoint: if before == 0 { name } else { format!("{name}#{}", before + 1) },
+            transport: pool.transport,
+            snapshot: &pool.snapshot,
+            dns: Some(pool),
+        });
     }
     all
 }
@@ -81,6 +139,7 @@ struct Family {
 }
 
 const POOL: &[&str] = &["upstream", "endpoint"];
+const PROXY: &[&str] = &["proxy"];
 
 const FAMILIES: &[Family] = &[
     Family {
@@ -95,7 +154,7 @@ const FAMILIES: &[Family] = &[
         kind: Kind::Gauge,
         labels: &[],
         help: "How long the server has run.",
-        read: |scrape, samples| samples.put(&[], format!("{:.3}", scrape.stats.uptime.as_secs_f64())),
+        read: |scrape, samples| samples.put(&[], format!("{:.3}", scrape.uptime.as_secs_f64())),
     },
     Family {
         name: "process_cpu_seconds_total",
@@ -239,7 +298,8 @@ const FAMILIES: &[Family] = &[
         help: "Times this machine had no more of something when a connection was wanted, by what the kernel said; \
                `budget` is growth held back before the kernel had to say no. Look at this machine, not at the upstream.",
         read: |scrape, samples| {
-            let all = scrape.stats.pool_counters();
+            let mut all = Counters::default();
+            scrape.pools.iter().for_each(|pool| all.merge(&pool.snapshot.counters));
             let mut kernel = 0;
             for cause in Cause::ALL.iter().filter(|cause| cause.blame() == Blame::Local) {
                 let n = all.dial_failures(*cause);
@@ -331,9 +391,9 @@ const FAMILIES: &[Family] = &[
                worker where it is easiest: the logarithm of how many pairs of socket and unused message id a query's is \
                one of. Near 16: there is one socket; raise udp.connections_min.",
         read: |scrape, samples| {
-            for (at, pool) in &scrape.pools {
-                if let Some(bits) = pool.entropy_bits {
-                    samples.put(&[&*pool.group, at], format!("{bits:.3}"));
+            for pool in &scrape.pools {
+                if let Some(bits) = pool.dns.and_then(|dns| dns.entropy_bits) {
+                    samples.put(&[pool.upstream, &pool.endpoint], format!("{bits:.3}"));
                 }
             }
         },
@@ -343,77 +403,77 @@ const FAMILIES: &[Family] = &[
         kind: Kind::Gauge,
         labels: &[],
         help: "Workers that answered when they were asked for these figures.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.workers),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.workers)),
     },
     Family {
         name: "forebay_dns_questions",
         kind: Kind::Gauge,
         labels: &[],
         help: "Questions in flight to upstreams.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.questions),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.questions)),
     },
     Family {
         name: "forebay_dns_waiting",
         kind: Kind::Gauge,
         labels: &[],
         help: "Clients waiting for the answers to them.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.waiting),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.waiting)),
     },
     Family {
         name: "forebay_dns_upstream_seconds",
         kind: Kind::Histogram,
         labels: &[],
         help: "How long questions took that went upstream, from the client's query to its reply.",
-        read: |scrape, samples| samples.times(&[], &scrape.stats.latency),
+        read: |scrape, samples| scrape.dns(|stats| samples.times(&[], &stats.latency)),
     },
     Family {
         name: "forebay_dns_cache_entries",
         kind: Kind::Gauge,
         labels: &[],
         help: "Answers in the cache.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.cache.entries),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.cache.entries)),
     },
     Family {
         name: "forebay_dns_cache_bytes",
         kind: Kind::Gauge,
         labels: &[],
         help: "Memory of the cache in use.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.cache.bytes),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.cache.bytes)),
     },
     Family {
         name: "forebay_dns_cache_sets",
         kind: Kind::Gauge,
         labels: &[],
         help: "Those of the answers in the cache that nobody asked for: they came with others.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.cache.sets),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.cache.sets)),
     },
     Family {
         name: "forebay_dns_cache_set_bytes",
         kind: Kind::Gauge,
         labels: &[],
         help: "Memory that these take.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.cache.set_bytes),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.cache.set_bytes)),
     },
     Family {
         name: "forebay_dns_cache_inserts_total",
         kind: Kind::Counter,
         labels: &[],
         help: "Answers put into the cache.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.cache.inserts),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.cache.inserts)),
     },
     Family {
         name: "forebay_dns_cache_evictions_total",
         kind: Kind::Counter,
         labels: &[],
         help: "Answers that left the cache for others while still good: with many, dns.cache.size is small.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.cache.evictions),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.cache.evictions)),
     },
     Family {
         name: "forebay_dns_client_connections",
         kind: Kind::Gauge,
         labels: &[],
         help: "Clients' connections, over TCP, TLS and HTTPS.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.client_connections),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.client_connections)),
     },
     Family {
         name: "forebay_dns_clients_rejected_total",
@@ -421,7 +481,7 @@ const FAMILIES: &[Family] = &[
         labels: &[],
         help: "Clients' connections closed at once because clients.connections_max, connections_per_client or \
                handshakes_max was reached.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.clients_rejected),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.clients_rejected)),
     },
     Family {
         name: "forebay_dns_tls_handshakes_total",
@@ -430,7 +490,7 @@ const FAMILIES: &[Family] = &[
         help: "TLS handshakes, by side (`client`: clients with us; `upstream`: we with upstreams) and by result (`full`; \
                `resumed`, which is cheaper; `failed`).",
         read: |scrape, samples| {
-            let stats = &scrape.stats;
+            let Some(stats) = scrape.dns else { return };
             for (side, handshakes) in
                 [("client", stats.client_handshakes), ("upstream", stats.upstream_handshakes)]
             {
@@ -446,7 +506,7 @@ const FAMILIES: &[Family] = &[
         labels: &[],
         help: "When the certificate of the encrypted listeners expires, in seconds since 1970; absent without one.",
         read: |scrape, samples| {
-            if let Some(expires) = scrape.stats.certificate_expires {
+            if let Some(expires) = scrape.dns.and_then(|stats| stats.certificate_expires) {
                 samples.put(&[], expires);
             }
         },
@@ -456,35 +516,35 @@ const FAMILIES: &[Family] = &[
         kind: Kind::Counter,
         labels: &[],
         help: "Clients' connections closed at once because protection.allow does not have their addresses.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.clients_refused),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.clients_refused)),
     },
     Family {
         name: "forebay_dns_local_names",
         kind: Kind::Gauge,
         labels: &[],
         help: "Names known from local.hosts and local.records.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.names.local),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.names.local)),
     },
     Family {
         name: "forebay_dns_blocked_names",
         kind: Kind::Gauge,
         labels: &[],
         help: "Names on the block lists.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.names.blocked),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.names.blocked)),
     },
     Family {
         name: "forebay_dns_blocked_names_bytes",
         kind: Kind::Gauge,
         labels: &[],
         help: "Memory of the block lists, all workers together.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.names.blocked_bytes),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.names.blocked_bytes)),
     },
     Family {
         name: "forebay_dns_names_bad_lines",
         kind: Kind::Gauge,
         labels: &[],
         help: "Lines of hosts file and block lists that could not be read; the log shows the first of each file.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.names.bad_lines),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.names.bad_lines)),
     },
     Family {
         name: "forebay_dns_names_reloads_total",
@@ -492,8 +552,9 @@ const FAMILIES: &[Family] = &[
         labels: &["result"],
         help: "Times that a hosts file or block list had changed; `failed`: it could not be read, and the old one holds.",
         read: |scrape, samples| {
-            samples.put(&["ok"], scrape.stats.names.reloads);
-            samples.put(&["failed"], scrape.stats.names.reloads_failed);
+            let Some(stats) = scrape.dns else { return };
+            samples.put(&["ok"], stats.names.reloads);
+            samples.put(&["failed"], stats.names.reloads_failed);
         },
     },
     Family {
@@ -502,8 +563,9 @@ const FAMILIES: &[Family] = &[
         labels: &["result"],
         help: "Lines of the query log; `dropped`: writer or disk were too slow, or the file cannot be written.",
         read: |scrape, samples| {
-            samples.put(&["written"], scrape.stats.query_log.written);
-            samples.put(&["dropped"], scrape.stats.query_log.dropped);
+            let Some(stats) = scrape.dns else { return };
+            samples.put(&["written"], stats.query_log.written);
+            samples.put(&["dropped"], stats.query_log.dropped);
         },
     },
     Family {
@@ -511,7 +573,7 @@ const FAMILIES: &[Family] = &[
         kind: Kind::Counter,
         labels: &[],
         help: "Datagrams that the kernel did not take from us.",
-        read: |scrape, samples| samples.put(&[], scrape.stats.datagrams_dropped),
+        read: |scrape, samples| scrape.dns(|stats| samples.put(&[], stats.datagrams_dropped)),
     },
 ];
 
@@ -530,22 +592,48 @@ pub fn descriptions() -> Vec<Description> {
         labels: &[],
         help: help.trim().to_owned(),
     });
-    declared.chain(counted).collect()
+    let proxies = ProxyFigures::TABLE.iter().map(|(field, kind, help)| {
+        let (name, kind) = proxy_metric(field, *kind);
+        Description { name, kind, labels: PROXY, help: help.trim().to_owned() }
+    });
+    declared.chain(counted).chain(proxies).collect()
 }
 
 /// Writes every metric in the text format of Prometheus, version 0.0.4.
 pub fn exposition(scrape: &Scrape<'_>) -> String {
     let mut text = String::with_capacity(16 << 10);
-    for family in FAMILIES {
+    for family in FAMILIES.iter().filter(|family| scrape.has(family.name)) {
         head(&mut text, family.name, family.kind, family.help);
         (family.read)(scrape, &mut Samples { text: &mut text, name: family.name, labels: family.labels });
     }
-    for (field, help, value) in scrape.stats.counters.fields() {
-        let name = counter_name(field);
-        head(&mut text, &name, Kind::Counter, help.trim());
-        Samples { text: &mut text, name: &name, labels: &[] }.put(&[], value);
+    if let Some(dns) = scrape.dns {
+        for (field, help, value) in dns.counters.fields() {
+            let name = counter_name(field);
+            head(&mut text, &name, Kind::Counter, help.trim());
+            Samples { text: &mut text, name: &name, labels: &[] }.put(&[], value);
+        }
+    }
+    if !scrape.proxies.is_empty() {
+        for (at, (field, kind, help)) in ProxyFigures::TABLE.iter().enumerate() {
+            let (name, kind) = proxy_metric(field, *kind);
+            head(&mut text, &name, kind, help.trim());
+            let mut samples = Samples { text: &mut text, name: &name, labels: PROXY };
+            for proxy in scrape.proxies {
+                if let Some(value) = proxy.figures.values().nth(at) {
+                    samples.put(&[&proxy.name], value);
+                }
+            }
+        }
     }
     text
+}
+
+/// Returns how a figure of a proxy is called and what it is.
+fn proxy_metric(field: &str, kind: forebay_proxy::Kind) -> (String, Kind) {
+    match kind {
+        forebay_proxy::Kind::Counter => (format!("forebay_proxy_{field}_total"), Kind::Counter),
+        forebay_proxy::Kind::Gauge => (format!("forebay_proxy_{field}"), Kind::Gauge),
+    }
 }
 
 fn counter_name(field: &str) -> String {
@@ -559,17 +647,28 @@ fn head(text: &mut String, name: &str, kind: Kind, help: &str) {
 }
 
 impl Scrape<'_> {
+    /// Whether a metric is about something that runs here.
+    fn has(&self, name: &str) -> bool {
+        self.dns.is_some() || !name.starts_with("forebay_dns_")
+    }
+
+    fn dns(&self, show: impl FnOnce(&Stats)) {
+        if let Some(stats) = self.dns {
+            show(stats);
+        }
+    }
+
     fn each_endpoint(&self, mut show: impl FnMut(&str, &str, &EndpointFigures)) {
-        for (name, pool) in &self.pools {
-            if let Some(figures) = &pool.figures {
-                show(&pool.group, name, figures);
+        for pool in &self.pools {
+            if let Some(figures) = pool.dns.and_then(|dns| dns.figures.as_ref()) {
+                show(pool.upstream, &pool.endpoint, figures);
             }
         }
     }
 
     fn each(&self, mut show: impl FnMut(&str, &str, &Snapshot)) {
-        for (name, pool) in &self.pools {
-            show(&pool.group, name, &pool.snapshot);
+        for pool in &self.pools {
+            show(pool.upstream, &pool.endpoint, pool.snapshot);
         }
     }
 }

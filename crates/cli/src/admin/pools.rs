@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use forebay_core::{AcquireOutcome, BreakerState, Cause, CloseReason, Health};
-use forebay_dns::{LatencyStats, PoolStats, Stats};
+use forebay_dns::LatencyStats;
 use serde::Serialize;
 
-use super::metrics::{named, states};
+use super::metrics::{NamedPool, Scrape, states};
 
 /// All pools of a process.
 #[derive(Debug, Serialize)]
@@ -17,9 +17,10 @@ pub(super) struct Report<'a> {
 
 #[derive(Debug, Serialize)]
 struct Pool<'a> {
-    /// The upstream that it belongs to: `default`, or the suffix of a route.
+    /// The upstream that it belongs to: of the DNS server `default` or the suffix of a route, else the
+    /// proxy.
     upstream: &'a str,
-    endpoint: String,
+    endpoint: &'a str,
     transport: &'a str,
     connections: BTreeMap<&'static str, u32>,
     idle: u32,
@@ -73,20 +74,20 @@ struct LastFailure {
 }
 
 impl<'a> Report<'a> {
-    pub(super) fn new(stats: &'a Stats) -> Self {
-        let pools = named(stats).into_iter().map(|(endpoint, pool)| Pool::new(endpoint, pool)).collect();
-        Self { uptime_seconds: stats.uptime.as_secs_f64(), pools }
+    pub(super) fn new(scrape: &'a Scrape<'_>) -> Self {
+        let pools = scrape.pools().iter().map(Pool::new).collect();
+        Self { uptime_seconds: scrape.uptime().as_secs_f64(), pools }
     }
 }
 
 impl<'a> Pool<'a> {
-    fn new(endpoint: String, pool: &'a PoolStats) -> Self {
-        let snapshot = &pool.snapshot;
+    fn new(pool: &'a NamedPool<'_>) -> Self {
+        let snapshot = pool.snapshot;
         let (config, counters) = (&snapshot.config, &snapshot.counters);
         let failed = Cause::ALL.iter().map(|cause| (cause.as_str(), counters.dial_failures(*cause)));
         Self {
-            upstream: &pool.group,
-            endpoint,
+            upstream: pool.upstream,
+            endpoint: &pool.endpoint,
             transport: pool.transport,
             connections: states(snapshot).into_iter().collect(),
             idle: snapshot.idle,
@@ -105,7 +106,7 @@ impl<'a> Pool<'a> {
                 uses_max: config.uses_max,
             },
             acquires: AcquireOutcome::ALL.iter().map(|one| (one.as_str(), counters.acquires(*one))).collect(),
-            reuse_rate: pool.reuse_rate(),
+            reuse_rate: snapshot.reuse_rate(),
             wait: LatencyStats::from(&counters.wait),
             dials: Dials {
                 started: counters.dials_started,

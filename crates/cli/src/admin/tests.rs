@@ -34,7 +34,12 @@ fn server() -> (Responder, Server) {
 
 fn admin(server: &Server, token: Option<&str>) -> Admin {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    Admin::start(listener, Source { dns: server.handle() }, token.map(str::to_owned)).unwrap()
+    Admin::start(
+        listener,
+        Source { dns: Some(server.handle()), proxies: Vec::new() },
+        token.map(str::to_owned),
+    )
+    .unwrap()
 }
 
 /// Asks for a path, and returns the status and the body.

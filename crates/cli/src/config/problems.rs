@@ -278,7 +278,11 @@ impl Checker<'_> {
 /// Returns what is wrong with `name = written` in the table `path` of an otherwise empty file.
 fn read_alone(path: &str, name: &str, written: &str) -> Option<String> {
     let head = match path.split_once('[') {
-        Some((path, _)) => format!("[[{path}]]"),
+        // A table of an array, or one within it.
+        Some((path, rest)) => match rest.split_once("].") {
+            Some((_, inner)) => format!("[[{path}]]\n[{path}.{inner}]"),
+            None => format!("[[{path}]]"),
+        },
         None => format!("[{path}]"),
     };
     let text = format!("{head}\n{name} = {written}");

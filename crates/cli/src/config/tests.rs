@@ -18,8 +18,8 @@ fn first_line(text: &str) -> String {
 #[test]
 fn an_empty_dns_table_is_a_whole_configuration() {
     let config = Config::parse("f.toml", "[dns]\n", &machine()).unwrap();
-    assert_eq!(config.dns.upstreams()[0].to_string(), "udp://192.0.2.53:53");
-    assert_eq!(config.dns.workers(), 2);
+    assert_eq!(config.dns.as_ref().unwrap().upstreams()[0].to_string(), "udp://192.0.2.53:53");
+    assert_eq!(config.dns.as_ref().unwrap().workers(), 2);
     assert_eq!(
         config.admin,
         AdminConfig { listen: Some(AdminConfig::DEFAULT), is_explicit: false, token: None }
@@ -291,6 +291,36 @@ reload_interval = "1h"
 path = "/var/log/queries"
 sample = 10
 
+[[proxy]]
+name = "web"
+listen = ["127.0.0.1:8081", "[::1]:8081"]
+mode = "passthrough"
+backends = ["192.0.2.1:8443"]
+balance = "p2c"
+workers = 3
+pool = "off"
+drain_timeout = "30s"
+
+[proxy.connections]
+connections_max = 99
+waiters_max = 98
+connect_timeout = "1s"
+connect_budget = "5s"
+user_timeout = "20s"
+keepalive = "30s"
+
+[proxy.spares]
+max = 7
+age_max = "10s"
+linger = "5s"
+
+[proxy.clients]
+connections_max = 97
+connections_per_client = 96
+idle_timeout = "2h"
+user_timeout = "20s"
+keepalive = "30s"
+
 [admin]
 listen = "127.0.0.1:1"
 token = "0123456789abcdef"
@@ -321,6 +351,10 @@ fn differs(value: &Value, model: &Value, path: &str) {
                 let path = format!("{path}.{key}");
                 differs(value.get(key).unwrap_or_else(|| panic!("{path} is not set")), model, &path);
             }
+        }
+        // Of an array of tables, the model has one.
+        (Value::Array(value), Value::Array(model)) if model.first().is_some_and(Value::is_table) => {
+            differs(&value[0], &model[0], path);
         }
         _ => assert_ne!(value, model, "{path} is at its default"),
     }
@@ -362,6 +396,9 @@ fn tables_in_arrays_are_checked_like_others() {
     assert!(elsewhere.contains("it belongs to [[dns.routes]]"), "{elsewhere}");
     let none = Config::parse("file", "[dns]\nroutes = 3\n", &machine).unwrap_err().to_string();
     assert!(none.contains("file:2: dns.routes: is a number; it must be tables"), "{none}");
+    let inner = "[[proxy]]\nbackends = [\"192.0.2.1:1\"]\n[proxy.clients]\nidle_timeout = 3\n";
+    let inner = Config::parse("file", inner, &machine).unwrap_err().to_string();
+    assert!(inner.contains("file:4: proxy[0].clients.idle_timeout: `3` has no unit"), "{inner}");
     let mixed = Config::parse("file", "[dns]\nroutes = [3]\n", &machine).unwrap_err().to_string();
     assert!(mixed.contains("has a number"), "{mixed}");
 }

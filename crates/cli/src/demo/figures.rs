@@ -101,8 +101,8 @@ impl Figures {
         let queries = new.counters.queries.saturating_sub(old.counters.queries);
         let hits = new.counters.hits.saturating_sub(old.counters.hits);
         let (pools_before, pools_after) = (old.pool_counters(), new.pool_counters());
-        let pools = named(new).into_iter().map(|(endpoint, pool)| PoolFigures {
-            endpoint,
+        let pools = named(new).into_iter().map(|pool| PoolFigures {
+            endpoint: pool.endpoint,
             connecting: pool.snapshot.connecting,
             ready: pool.snapshot.ready,
             busy: pool.snapshot.busy,

@@ -51,7 +51,7 @@ pub struct Settings {
     pub spares: SpareSettings,
     /// Clients' connections.
     pub clients: ClientSettings,
-    /// How long connections may go on after the proxy was told to end. Default `60s`.
+    /// How long connections may go on after the proxy was told to end. Default `1m`.
     pub drain_timeout: Span,
 }
 
