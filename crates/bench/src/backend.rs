@@ -283,7 +283,7 @@ impl Shared {
         self.per_connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a request on connection `number`, and returns the how manieth on it this is.
+    /// Counts a request on connection `number`, and returns which request on it this is.
     fn count_request(&self, number: u64) -> u64 {
         self.counters.requests.fetch_add(1, Relaxed);
         let requests = &mut self.per_connection()[number as usize - 1];

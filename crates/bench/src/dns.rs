@@ -36,6 +36,7 @@ use serde::Serialize;
 use crate::message::QueryType;
 pub use names::{Names, write_zone};
 pub use report::{DnsReport, Latency, ServerCpu};
+pub(crate) use report::{percent, spelled};
 
 use names::NameTable;
 use report::Outcome;
@@ -184,11 +185,11 @@ pub enum BenchError {
 }
 
 impl BenchError {
-    fn setting(setting: &'static str, value: impl ToString, remedy: impl Into<String>) -> Self {
+    pub(crate) fn setting(setting: &'static str, value: impl ToString, remedy: impl Into<String>) -> Self {
         Self::Setting { setting, value: value.to_string(), remedy: remedy.into() }
     }
 
-    fn io(what: impl Into<String>, source: io::Error) -> Self {
+    pub(crate) fn io(what: impl Into<String>, source: io::Error) -> Self {
         Self::Io { what: what.into(), source }
     }
 }
@@ -214,7 +215,7 @@ pub fn run(
     let workers = (0..load.threads)
         .map(|number| Worker::new(load, &names, &shared, seed, number))
         .collect::<Result<Vec<_>, _>>()?;
-    let server_before = server_cpu(load)?;
+    let server_before = server_cpu(load.server_pid)?;
     let started = now();
     let outcomes = thread::scope(|scope| {
         let (done, news) = mpsc::channel();
@@ -244,7 +245,7 @@ pub fn run(
             }
         }
     })?;
-    let server = match (server_before, server_cpu(load)?) {
+    let server = match (server_before, server_cpu(load.server_pid)?) {
         (Some(before), Some(after)) => Some(after - before),
         _ => None,
     };
@@ -327,12 +328,13 @@ fn make_room_for_sockets(load: &DnsLoad) -> Result<(), BenchError> {
         .map_err(|error| BenchError::io("cannot raise RLIMIT_NOFILE", error))
 }
 
-fn server_cpu(load: &DnsLoad) -> Result<Option<Duration>, BenchError> {
+/// Reads the CPU time of a process, if one is named.
+pub(crate) fn server_cpu(pid: Option<i32>) -> Result<Option<Duration>, BenchError> {
     let read = |pid| {
         clock::cpu_time_of(pid)
             .map_err(|error| BenchError::io(format!("cannot read the CPU time of process {pid}"), error))
     };
-    load.server_pid.map(read).transpose()
+    pid.map(read).transpose()
 }
 
 /// What workers tell while they run.

@@ -4,12 +4,15 @@
 //! |---|---|
 //! | [`dns`] | DNS load over UDP and TCP, closed or open loop, every answer checked |
 //! | [`backend`] | scripted TCP and HTTP/1.1 backends: stamping, late, cut off, wrongly framed |
+//! | [`tcp`] | TCP load: a connection per request, kept or pooled connections, bulk |
 //! | [`responder`] | a scripted DNS upstream: late, lossy, lying, refusing, or just fast |
 //!
 //! Both have their own small reader of DNS messages, so that they can disagree with the forwarder's.
 
 pub mod backend;
 pub mod dns;
+pub mod load;
 pub mod message;
 pub mod pool;
 pub mod responder;
+pub mod tcp;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
@@ -199,6 +200,15 @@ Examples:
     Dns(Box<DnsBenchArgs>),
     /// Acquire and release, beside other pools.
     Pool(PoolBenchArgs),
+    /// Put load on a TCP server that sends back what it gets, and report what connections cost.
+    #[command(after_help = "\
+Examples:
+  forebay bench tcp 127.0.0.1:7 --pattern connect --clients 64
+  forebay bench tcp 127.0.0.1:7 --pattern connect --clients 64 --pool 10
+  forebay bench tcp 127.0.0.1:7 --pattern connect --rate 1000 --clients 256 --json
+  forebay bench tcp 127.0.0.1:7 --pattern bulk --clients 4 --server-pid $(pidof forebay)
+  forebay bench tcp 127.0.0.1:7 --pattern claims --clients 64 --pool 10")]
+    Tcp(TcpBenchArgs),
 }
 
 /// The options of `bench dns`.
@@ -263,6 +273,92 @@ pub struct PoolBenchArgs {
     /// Report as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// The options of `bench tcp`.
+#[derive(Debug, clap::Args)]
+pub struct TcpBenchArgs {
+    /// Where the server listens; it must send back what it gets.
+    #[arg(value_name = "ADDR")]
+    pub target: SocketAddr,
+    /// How requests get connections: one each (connect), one per client (kept), no requests but as much as goes both
+    /// ways (bulk), or the three claims about pooling, each with and without a pool (claims).
+    #[arg(long, value_name = "PATTERN", default_value = "kept", value_parser = words::<TcpPattern>(TCP_PATTERNS))]
+    pub pattern: TcpPattern,
+    /// With connect: borrow each request's connection from a pool of N (on: as many as clients), instead of opening one.
+    /// With claims: the size of the pool [default there: 10].
+    #[arg(long, value_name = "on|off|N", default_value = "off")]
+    pub pool: PoolChoice,
+    /// Those who make requests, each one at a time.
+    #[arg(long, visible_alias = "connections", value_name = "N", default_value_t = 1)]
+    pub clients: usize,
+    /// Bytes in a request and in its answer.
+    #[arg(long, value_name = "BYTES", default_value_t = 64)]
+    pub size: usize,
+    /// Requests per second to begin, whatever the answers (open loop) [default: as fast as answers come].
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<f64>,
+    /// How long to go on.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub duration: Span,
+    /// How many requests to make at most.
+    #[arg(long, value_name = "N")]
+    pub requests: Option<u64>,
+    /// When a request without a whole answer has failed.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub timeout: Span,
+    /// Threads to send from.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub threads: NonZeroUsize,
+    /// Core to run on (the first thread; others on the following ones).
+    #[arg(long, value_name = "CORE")]
+    pub pin: Option<usize>,
+    /// Process whose CPU time per request to report.
+    #[arg(long, value_name = "PID")]
+    pub server_pid: Option<i32>,
+    /// Report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `bench tcp` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TcpPattern {
+    /// A connection per request, opened or borrowed.
+    Connect,
+    /// A connection per client.
+    Kept,
+    /// As much as goes both ways.
+    Bulk,
+    /// The three claims about pooling.
+    Claims,
+}
+
+/// Whether a generator borrows connections, and of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolChoice {
+    /// Of as many as there are clients.
+    On,
+    /// A connection of its own for each request.
+    Off,
+    /// Of so many.
+    Of(u32),
+}
+
+impl FromStr for PoolChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => match text.parse() {
+                Ok(connections) if connections > 0 => Ok(Self::Of(connections)),
+                _ => Err("on, off, or how many connections the pool has".to_owned()),
+            },
+        }
+    }
 }
 
 impl Args {
@@ -375,6 +471,8 @@ const MODES: &[&str] = &["opaque", "passthrough", "http"];
 /// How `--balance` is written.
 const BALANCES: &[&str] =
     &["round_robin", "random", "least_connections", "p2c", "source_hash", "first_healthy"];
+/// How the patterns of `bench tcp` are written.
+const TCP_PATTERNS: &[&str] = &["connect", "kept", "bulk", "claims"];
 /// How `--pool` is written.
 const POOL_MODES: &[&str] = &["on", "off"];
 /// Where machines name their resolvers.

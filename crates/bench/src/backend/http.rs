@@ -1,7 +1,7 @@
 //! An HTTP/1.1 backend that does what the path says.
 //!
-//! Each answer that is one carries `Backend-Connection: C` and `Backend-Request: R`: the connection's number, and how
-//! manieth request on it this was. The body of a request is read before the answer is sent, but where it says otherwise.
+//! Each answer that is one carries `Backend-Connection: C` and `Backend-Request: R`: the connection's number, and which
+//! request on it this was. The body of a request is read before the answer is sent, but where it says otherwise.
 //!
 //! | path | answer |
 //! |---|---|

@@ -144,7 +144,7 @@ impl DnsReport {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Option<Self> {
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Option<Self> {
         let us = |nanos: u64| nanos as f64 / 1e3;
         let quantile = |share| us(histogram.value_at_quantile(share));
         (!histogram.is_empty()).then(|| Self {
@@ -226,7 +226,7 @@ impl fmt::Display for DnsReport {
     }
 }
 
-fn percent(part: u64, whole: u64) -> f64 {
+pub(crate) fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
 }
 
@@ -234,7 +234,7 @@ fn each(us_per_query: Option<f64>) -> String {
     us_per_query.map_or_else(String::new, |us| format!(", {us:.2} µs per query"))
 }
 
-fn spelled(us: f64) -> String {
+pub(crate) fn spelled(us: f64) -> String {
     match us {
         ..1e3 => format!("{us:.1} µs"),
         ..1e6 => format!("{:.2} ms", us / 1e3),
