@@ -6,11 +6,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::task::{Context, Poll};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use rustls::{Connection, HandshakeKind};
-use tokio::io::{Interest, Ready};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
+
+use crate::sys::{self, StreamState};
 
 /// How much is read from a stream at once, in bytes.
 pub const READ_BYTES: usize = 16 << 10;
@@ -41,6 +45,11 @@ impl Stream {
     /// Whether nobody on the way can read what it carries.
     pub const fn is_encrypted(&self) -> bool {
         self.tls.is_some()
+    }
+
+    /// Returns the socket beneath, for its options; on a plain stream, for what has to be done without a buffer.
+    pub const fn socket(&self) -> &TcpStream {
+        &self.socket
     }
 
     /// Waits until the socket is ready.
@@ -140,6 +149,71 @@ impl Stream {
         if taken == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }
 
+    /// Takes pieces as [`Stream::write`] takes one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Stream::write`].
+    pub fn write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let Some(tls) = &self.tls else {
+            let taken = self.socket.try_write_vectored(pieces)?;
+            self.sent.set(self.sent.get() + taken as u64);
+            return Ok(taken);
+        };
+        let connection = &mut *tls.borrow_mut();
+        let mut taken = connection.writer().write_vectored(pieces)?;
+        if taken == 0 {
+            self.push(connection)?;
+            taken = connection.writer().write_vectored(pieces)?;
+        }
+        if taken == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+    }
+
+    /// Says that nothing more will be written, as far as it goes out now; reading goes on. What was written before must
+    /// have been flushed.
+    ///
+    /// # Errors
+    ///
+    /// Those of the socket.
+    pub fn end_writing(&self) -> io::Result<()> {
+        if let Some(tls) = &self.tls {
+            let connection = &mut *tls.borrow_mut();
+            connection.send_close_notify();
+            self.push(connection)?;
+        }
+        sys::end_writing(&self.socket)
+    }
+
+    /// Whether an idle connection can be used: nothing has come of which anybody could think that it answers what was
+    /// not asked yet, nor an end. Looks without waiting; session tickets and the like are taken in.
+    pub fn is_quiet(&self) -> bool {
+        match (sys::stream_state(self.socket.as_fd()), &self.tls) {
+            (StreamState::Closed, _) | (StreamState::Readable, None) => false,
+            (StreamState::Quiet, None) => true,
+            (StreamState::Quiet, Some(tls)) => is_drained(&mut tls.borrow_mut()),
+            (StreamState::Readable, Some(tls)) => {
+                let connection = &mut *tls.borrow_mut();
+                loop {
+                    match connection.read_tls(&mut Socket(&self.socket)) {
+                        Ok(0) => return false,
+                        Ok(_) if self.process(connection).is_ok() && is_drained(connection) => {}
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
+                        Ok(_) | Err(_) => return false,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether an encrypted stream has ended without a goodbye: somebody on the way may have cut it (RFC 8446 §6.1).
+    /// Matters where the end of the stream is the end of what it carries.
+    pub fn was_cut(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| {
+            let connection = &mut *tls.borrow_mut();
+            connection.process_new_packets().is_ok_and(|state| !state.peer_has_closed())
+        })
+    }
+
     /// Whether something encrypted waits for the socket.
     pub fn wants_write(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.borrow().wants_write())
@@ -166,6 +240,41 @@ impl Stream {
                 self.socket.try_read_buf(buffer)
             }
             Some(tls) => self.decrypt(&mut tls.borrow_mut(), buffer),
+        }
+    }
+
+    /// Reads what has come into a buffer that is there. Zero means that the peer will send nothing more, or that the buffer
+    /// has no room.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Stream::read`].
+    pub fn read_into(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &self.tls else { return self.socket.try_read(buffer) };
+        let connection = &mut *tls.borrow_mut();
+        let mut ended = false;
+        loop {
+            match connection.reader().read(buffer) {
+                // An end with a goodbye, or none at all: see `Stream::was_cut`.
+                Ok(0) => return Ok(0),
+                Ok(read) => {
+                    self.push(connection)?;
+                    return Ok(read);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !ended => {}
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(0),
+                Err(error) => return Err(error),
+            }
+            match connection.read_tls(&mut Socket(&self.socket)) {
+                Ok(came) => {
+                    ended = came == 0;
+                    self.process(connection)?;
+                }
+                Err(error) => {
+                    self.push(connection)?;
+                    return Err(error);
+                }
+            }
         }
     }
 
@@ -227,6 +336,92 @@ impl Drop for Stream {
             // Says goodbye (RFC 8446 §6.1), if the socket takes it now.
             tls.get_mut().send_close_notify();
             let _ = self.push(tls.get_mut());
+        }
+    }
+}
+
+/// Whether nothing has come that somebody could read, nor an end.
+fn is_drained(connection: &mut Connection) -> bool {
+    connection
+        .process_new_packets()
+        .is_ok_and(|state| state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed())
+}
+
+/// A stream as libraries want it, which read and write when their task is polled.
+#[derive(Debug)]
+pub struct PolledStream(Stream);
+
+impl PolledStream {
+    /// Makes one.
+    pub const fn new(stream: Stream) -> Self {
+        Self(stream)
+    }
+
+    /// Returns the stream.
+    pub const fn stream(&self) -> &Stream {
+        &self.0
+    }
+}
+
+impl AsyncRead for PolledStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match self.0.read_into(out.initialize_unfilled()) {
+                Ok(read) => {
+                    out.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.0.poll_read_ready(cx))?,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for PolledStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.0.poll_write_ready(cx))?,
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.0.write_vectored(pieces) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.0.poll_write_ready(cx))?,
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.0.flush()?;
+            if !self.0.wants_write() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.0.poll_write_ready(cx))?;
+        }
+    }
+
+    /// Says that nothing more will be written.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        match self.0.end_writing() {
+            // Who has gone needs no goodbye.
+            Err(error) if error.kind() == ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            ended => Poll::Ready(ended),
         }
     }
 }

@@ -256,6 +256,7 @@ fn tls_endpoint(address: SocketAddr, name: &str, ca: &str) -> TlsEndpoint {
         name: ServerName::try_from(name.to_owned()).unwrap(),
         roots: Roots::from_pem(ca.as_bytes()).unwrap(),
         alpn: vec![b"echo".to_vec()],
+        identity: None,
     }
 }
 

@@ -24,7 +24,7 @@ use crate::pool::DialError;
 
 pub use machine::{Machine, Route, Transport};
 pub use tcp::Tcp;
-pub use tls::{ClientConfigs, Roots, Tls, TlsEndpoint};
+pub use tls::{ClientConfigs, Identity, Roots, Tls, TlsEndpoint};
 pub use udp::Udp;
 
 /// An address, and the local address from which to reach it.

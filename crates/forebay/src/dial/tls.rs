@@ -9,9 +9,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -22,7 +23,7 @@ use super::{Route, SocketEndpoint, Tcp, Transport, step};
 use crate::pool::{Connector, Dial, DialError};
 use crate::sys::{self, StreamState, TcpOptions};
 
-/// Combinations of roots and ALPN of which TLS sessions are remembered. One is usual.
+/// Combinations of roots, ALPN and identity of which TLS sessions are remembered. One is usual.
 const CONFIGS_MAX: usize = 64;
 
 /// Where a TLS connection goes, and all that shapes it.
@@ -36,6 +37,8 @@ pub struct TlsEndpoint {
     pub roots: Roots,
     /// The protocols offered, the best first (RFC 7301); none: ALPN is not used.
     pub alpn: Vec<Vec<u8>>,
+    /// The certificate shown to a server that asks for one; `None`: none is.
+    pub identity: Option<Identity>,
 }
 
 impl fmt::Display for TlsEndpoint {
@@ -89,19 +92,79 @@ impl Roots {
     }
 }
 
+/// A client's certificate, those between it and its root, and its key. Compared by their content, the key's included:
+/// what a server lets one identity do is not another's.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Identity(Arc<IdentityParts>);
+
+#[derive(PartialEq, Eq, Hash)]
+struct IdentityParts {
+    chain: Vec<CertificateDer<'static>>,
+    /// The key as DER.
+    key: Vec<u8>,
+}
+
+impl Identity {
+    /// Reads a certificate and its key out of PEM files.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be read, has nothing of its kind in it, or the two do not belong together; the text names the file.
+    pub fn from_pem_files(certificate: &Path, key: &Path) -> io::Result<Self> {
+        let read = |path: &Path| {
+            std::fs::read(path)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        };
+        Self::from_pem(&read(certificate)?, &read(key)?).map_err(|error| {
+            let files = format!("{} and {}", certificate.display(), key.display());
+            io::Error::new(error.kind(), format!("{files}: {error}"))
+        })
+    }
+
+    /// Reads a certificate and its key out of PEM texts, which may be one and the same.
+    ///
+    /// # Errors
+    ///
+    /// When one has nothing of its kind in it, or the two do not belong together.
+    pub fn from_pem(certificate: &[u8], key: &[u8]) -> io::Result<Self> {
+        let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
+            .collect::<Result<_, _>>()
+            .map_err(|error| invalid(error.to_string()))?;
+        if chain.is_empty() {
+            return Err(invalid("no certificate in it".to_owned()));
+        }
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| invalid(format!("no key: {error}")))?;
+        CertifiedKey::from_der(chain.clone(), key.clone_key(), &rustls::crypto::ring::default_provider())
+            .map_err(|error| invalid(error.to_string()))?;
+        Ok(Self(Arc::new(IdentityParts { chain, key: key.secret_der().to_vec() })))
+    }
+
+    fn key(&self) -> Result<PrivateKeyDer<'static>, rustls::Error> {
+        PrivateKeyDer::try_from(self.0.key.clone()).map_err(|error| rustls::Error::General(error.to_owned()))
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Nothing of a key stands in a log.
+        write!(f, "Identity({} certificates)", self.0.chain.len())
+    }
+}
+
 impl fmt::Debug for Roots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Roots({} certificates)", self.0.len())
     }
 }
 
-/// Client configurations, one for each combination of roots and ALPN: each remembers the sessions of all names under
-/// it, so that connections which share one resume each other's.
+/// Client configurations, one for each combination of roots, ALPN and identity: each remembers the sessions of all names
+/// under it, so that connections which share one resume each other's, and no identity those of another.
 #[derive(Debug, Default)]
 pub struct ClientConfigs(Mutex<HashMap<Trust, Arc<ClientConfig>>>);
 
-/// What a configuration depends on: roots and ALPN.
-type Trust = (Roots, Vec<Vec<u8>>);
+/// What a configuration depends on: roots, ALPN, identity.
+type Trust = (Roots, Vec<Vec<u8>>, Option<Identity>);
 
 impl ClientConfigs {
     /// Returns the configuration for these roots and these protocols, the best first (RFC 7301); without protocols,
@@ -111,8 +174,22 @@ impl ClientConfigs {
     ///
     /// When none of the roots can be used.
     pub fn config(&self, roots: &Roots, alpn: &[Vec<u8>]) -> Result<Arc<ClientConfig>, rustls::Error> {
+        self.config_as(roots, alpn, None)
+    }
+
+    /// Returns the configuration for these roots, these protocols and this identity, as [`ClientConfigs::config`] does.
+    ///
+    /// # Errors
+    ///
+    /// When none of the roots can be used, or not the identity.
+    pub fn config_as(
+        &self,
+        roots: &Roots,
+        alpn: &[Vec<u8>],
+        identity: Option<&Identity>,
+    ) -> Result<Arc<ClientConfig>, rustls::Error> {
         let mut configs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (roots.clone(), alpn.to_vec());
+        let key = (roots.clone(), alpn.to_vec(), identity.cloned());
         if let Some(config) = configs.get(&key) {
             return Ok(Arc::clone(config));
         }
@@ -122,10 +199,13 @@ impl ClientConfigs {
             return Err(rustls::Error::General("none of the trusted certificates can be used".to_owned()));
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(store)
-            .with_no_client_auth();
+            .with_root_certificates(store);
+        let mut config = match identity {
+            Some(identity) => config.with_client_auth_cert(identity.0.chain.clone(), identity.key()?)?,
+            None => config.with_no_client_auth(),
+        };
         config.alpn_protocols = alpn.to_vec();
         if configs.len() >= CONFIGS_MAX {
             configs.clear();
@@ -157,9 +237,10 @@ impl Connector for Tls {
     async fn connect(&self, dial: Dial<TlsEndpoint>) -> Result<Self::Conn, DialError> {
         const HANDSHAKE: &str = "TLS handshake";
         let (endpoint, deadline) = (dial.endpoint, Instant::now() + dial.timeout);
-        let config = self.configs.config(&endpoint.roots, &endpoint.alpn).map_err(|error| {
-            DialError::new(forebay_core::Cause::Internal, "TLS configuration").with_source(error)
-        })?;
+        let config =
+            self.configs.config_as(&endpoint.roots, &endpoint.alpn, endpoint.identity.as_ref()).map_err(
+                |error| DialError::new(forebay_core::Cause::Internal, "TLS configuration").with_source(error),
+            )?;
         let stream = self.tcp.stream(&endpoint.socket, deadline).await?;
         let handshake = async {
             let stream = TlsConnector::from(config).connect(endpoint.name, stream).await;
