@@ -126,7 +126,7 @@ impl Shell {
         let config = seed.config;
         let service = match config.mode {
             Mode::Opaque | Mode::Passthrough => {
-                Service::Opaque(Opaque::new(&config, seed.machine, seed.seed)?)
+                Service::Opaque(Opaque::new(&config, &seed.backends, seed.machine, seed.seed)?)
             }
             Mode::Http => return Err(io::Error::other("mode http is not there yet")),
         };
