@@ -12,7 +12,7 @@
 
 mod backends;
 mod bind;
-mod discover;
+mod http;
 mod opaque;
 mod settings;
 mod stats;
@@ -26,15 +26,13 @@ use std::time::Duration;
 
 use forebay::dial::Machine;
 use forebay::places::Places;
-use forebay::{Snapshot, sys};
+use forebay::{Limits, Snapshot, sys};
 use tokio::sync::{oneshot, watch};
 
 use self::backends::Backends;
-use self::discover::{DiscoverError, Discovered, Discovery};
-pub use self::discover::{DiscoveryStats, Source};
 pub use self::settings::{
-    BackendAddress, BalanceName, ClientSettings, ConnectionSettings, DiscoverySettings, ListenAddress, Mode,
-    PoolMode, ProxyConfig, Scheme, Settings, SettingsError, SpareSettings,
+    BackendAddress, BalanceName, ClientSettings, ConnectionSettings, HttpSettings, ListenAddress, Mode,
+    PoolMode, ProxyConfig, ReuseName, Scheme, Settings, SettingsError, SpareSettings,
 };
 pub use self::stats::{Kind, ProxyFigures};
 use self::worker::{Phase, Started, WorkerSeed};
@@ -59,7 +57,6 @@ struct Worker {
 pub struct Handle {
     config: Arc<ProxyConfig>,
     backends: Arc<Backends>,
-    discovery: Option<Arc<Discovery>>,
     workers: Arc<[Started]>,
 }
 
@@ -71,17 +68,11 @@ pub struct Handle {
 pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
     let config = Arc::new(config);
     let listeners = bind::bind_all(&config.listen, config.workers)?;
-    let discovery = match &config.discovery {
-        Some(discovery) => {
-            Some(Discovery::start(&config.name, discovery, &config.backends, &listeners.addresses)?)
-        }
-        None => None,
-    };
-    let list = discovery.as_ref().map_or_else(|| Discovered::fixed(&config.backends), Discovery::list);
-    let backends = Arc::new(Backends::new(&config, list, sys::now(), random()?));
+    let backends = Arc::new(Backends::new(&config, sys::now(), random()?));
     let machine = Machine::of_process().map_err(|error| StartError::Thread { error })?;
     let (phase, _) = watch::channel(Phase::Serving);
     let places = Arc::new(Places::new(config.clients.connections_max, config.clients.connections_per_client));
+    let limits = Limits::new();
     let (mut workers, mut all) = (Vec::new(), Vec::new());
     for (index, listeners) in listeners.workers.into_iter().enumerate() {
         let seed = WorkerSeed {
@@ -89,6 +80,7 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
             backends: Arc::clone(&backends),
             places: Arc::clone(&places),
             machine: Arc::clone(&machine),
+            limits: Arc::clone(&limits),
             phase: phase.subscribe(),
             seed: random()?,
         };
@@ -108,7 +100,7 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
         workers.push(Worker { ended, thread: Some(thread) });
         all.push(started);
     }
-    let handle = Handle { config, backends, discovery: discovery.map(Arc::new), workers: all.into() };
+    let handle = Handle { config, backends, workers: all.into() };
     Ok(Server { addresses: listeners.addresses, phase, workers, handle })
 }
 
@@ -180,11 +172,6 @@ impl Handle {
         all
     }
 
-    /// Returns the figures of discovery; `None` if backends are only those that are named.
-    pub fn discovery(&self) -> Option<DiscoveryStats> {
-        self.discovery.as_ref().map(|discovery| discovery.stats())
-    }
-
     /// Returns how many workers live.
     pub fn workers(&self) -> usize {
         self.workers.iter().filter(|worker| worker.lives()).count()
@@ -221,19 +208,8 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
-    /// The list of backends cannot be had: the text names the file, and what to do.
-    Discovery(String),
     /// The system gave no randomness.
     Random,
-}
-
-impl From<DiscoverError> for StartError {
-    fn from(error: DiscoverError) -> Self {
-        match error {
-            DiscoverError::File(problem) => Self::Discovery(problem),
-            DiscoverError::System(error) => Self::Thread { error },
-        }
-    }
 }
 
 impl fmt::Display for StartError {
@@ -255,7 +231,6 @@ impl fmt::Display for StartError {
                 _ => write!(f, "cannot listen on {address}: {error}"),
             },
             Self::Thread { error } => write!(f, "cannot start a worker: {error}"),
-            Self::Discovery(problem) => f.write_str(problem),
             Self::Random => f.write_str("the system gives no random numbers"),
         }
     }
@@ -265,7 +240,7 @@ impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Bind { error, .. } | Self::Thread { error } => Some(error),
-            Self::Discovery(_) | Self::Random => None,
+            Self::Random => None,
         }
     }
 }

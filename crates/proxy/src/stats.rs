@@ -84,6 +84,16 @@ figures! {
     failed_client: Counter,
     /// Connections that ended with an error on the backend's side.
     failed_backend: Counter,
+    /// Requests of HTTP whose heads were read.
+    requests: Counter,
+    /// Requests that were refused because they were wrong or came too slowly.
+    requests_bad: Counter,
+    /// Requests that failed because no backend answered them rightly in time.
+    requests_failed: Counter,
+    /// Requests that were sent again, since the connection they went on turned out to be dead.
+    retries: Counter,
+    /// Requests that became tunnels, by 101 or CONNECT.
+    tunnels: Counter,
     /// Bytes from clients to backends.
     bytes_up: Counter,
     /// Bytes from backends to clients.

@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 
 use forebay::dial::Machine;
 use forebay::places::{Place, Places};
-use forebay::{Blame, EndpointSnapshot, sys};
+use forebay::{Blame, EndpointSnapshot, Limits, sys};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::LocalOptions;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 use crate::backends::Backends;
+use crate::http::Http;
 use crate::opaque::Opaque;
 use crate::settings::{BackendAddress, Mode, ProxyConfig};
 use crate::stats::Figures;
@@ -47,6 +49,8 @@ pub(crate) struct WorkerSeed {
     pub(crate) backends: Arc<Backends>,
     pub(crate) places: Arc<Places>,
     pub(crate) machine: Arc<Machine>,
+    /// Limits of connections to backends, over all workers.
+    pub(crate) limits: Arc<Limits<BackendAddress>>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) seed: u64,
 }
@@ -67,6 +71,8 @@ pub(crate) type Figured = Arc<dyn Fn() -> Vec<EndpointSnapshot<BackendAddress>> 
 pub(crate) enum Service {
     /// Its bytes are passed on as they are.
     Opaque(Opaque),
+    /// Requests of HTTP, which share connections.
+    Http(Box<Http>),
 }
 
 impl fmt::Debug for Started {
@@ -91,6 +97,8 @@ pub(crate) struct Shell {
     pub(crate) scratch: RefCell<Box<[u8]>>,
     places: Arc<Places>,
     draining: Cell<bool>,
+    /// Woken when no more clients are taken.
+    drains: Notify,
     /// Woken when the last client has gone.
     empty: Notify,
 }
@@ -111,8 +119,11 @@ pub(crate) fn run(
         let (life, phase) = (Arc::new(()), seed.phase.clone());
         match Shell::start(seed, listeners) {
             Ok(shell) => {
-                let Service::Opaque(opaque) = &shell.service;
-                let (figures, backends) = (Arc::clone(&shell.figures), opaque.figured());
+                let figures = Arc::clone(&shell.figures);
+                let backends = match &shell.service {
+                    Service::Opaque(opaque) => opaque.figured(),
+                    Service::Http(http) => http.figured(),
+                };
                 let _ = ready.send(Ok(Started { figures, backends, life: Arc::downgrade(&life) }));
                 shell.obey(phase).await;
             }
@@ -126,9 +137,9 @@ impl Shell {
         let config = seed.config;
         let service = match config.mode {
             Mode::Opaque | Mode::Passthrough => {
-                Service::Opaque(Opaque::new(&config, &seed.backends, seed.machine, seed.seed)?)
+                Service::Opaque(Opaque::new(&config, seed.machine, seed.seed)?)
             }
-            Mode::Http => return Err(io::Error::other("mode http is not there yet")),
+            Mode::Http => Service::Http(Box::new(Http::new(&config, seed.machine, seed.limits, seed.seed)?)),
         };
         let shell = Rc::new(Self {
             backends: seed.backends,
@@ -137,6 +148,7 @@ impl Shell {
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
             places: seed.places,
             draining: Cell::new(false),
+            drains: Notify::new(),
             empty: Notify::new(),
             config,
         });
@@ -154,6 +166,7 @@ impl Shell {
             phase.wait_for(|phase| *phase != Phase::Serving).await.map_or(Phase::Ended, |phase| *phase);
         let Phase::Draining { until } = left else { return };
         self.draining.set(true);
+        self.drains.notify_waiters();
         let empty = async {
             while self.figures.clients.value() > 0 {
                 self.empty.notified().await;
@@ -202,9 +215,15 @@ impl Shell {
         tokio::task::spawn_local(async move {
             match &shell.service {
                 Service::Opaque(opaque) => opaque.serve(&shell, stream, peer).await,
+                Service::Http(http) => http.serve(&shell, stream, peer).await,
             }
             drop(open);
         });
+    }
+
+    /// Resolves when no more clients are taken. What begins to wait later should ask [`Shell::is_draining`] first.
+    pub(crate) fn drains(&self) -> Notified<'_> {
+        self.drains.notified()
     }
 
     /// Whether no more clients are taken.

@@ -10,13 +10,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use forebay::dial::Machine;
-use forebay::{Exclusive, Failure, Lease, Pool};
-use forebay_core::Refusal;
+use forebay::{Exclusive, Lease, Pool};
 use tokio::net::TcpStream;
 
 use self::connector::BackendConnector;
 use self::relay::{End, Relay};
-use crate::backends::{self, Backends};
 use crate::settings::ProxyConfig;
 use crate::worker::{Figured, Shell, refuse};
 
@@ -26,21 +24,16 @@ pub(crate) struct Opaque {
 }
 
 impl Opaque {
-    pub(crate) fn new(
-        config: &ProxyConfig,
-        backends: &Backends,
-        machine: Arc<Machine>,
-        seed: u64,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(config: &ProxyConfig, machine: Arc<Machine>, seed: u64) -> io::Result<Self> {
         let pool = Pool::builder(BackendConnector::new(config))
             .name(&*config.name)
+            .endpoints(config.backends.iter().cloned())
             .config(config.pool)
             .budget(machine)
             .shards(1)
             .seed(seed)
             .build()
             .map_err(io::Error::other)?;
-        tokio::task::spawn_local(backends::follow(pool.clone(), backends.list()));
         Ok(Self { pool })
     }
 
@@ -78,15 +71,7 @@ impl Opaque {
         let mut tried = Vec::new();
         while let Some(backend) = shell.backends.pick(&tried) {
             let until = deadline.min(Instant::now() + settings.connect_timeout.0);
-            let mut acquired = self.pool.acquire_at_until(&backend, until).await;
-            // The list may be newer here than in the pool.
-            if let Err(error) = &acquired
-                && error.failure() == Failure::Refused(Refusal::NoEndpoint)
-            {
-                self.pool.add_endpoint(backend.clone());
-                acquired = self.pool.acquire_at_until(&backend, until).await;
-            }
-            match acquired {
+            match self.pool.acquire_at_until(backend, until).await {
                 Ok(lease) => {
                     return Some(lease);
                 }
@@ -98,7 +83,7 @@ impl Opaque {
             if Instant::now() >= deadline {
                 break;
             }
-            tried.push(backend);
+            tried.push(backend.clone());
         }
         let (proxy, tried) = (&*shell.config.name, tried.len());
         tracing::warn!(proxy, %peer, tried, "a client is refused: no backend can be reached");

@@ -65,6 +65,11 @@ impl ConnectionSettings {
             // A connection that has carried a client's byte is never given to another.
             uses_max: (opaque || settings.pool == PoolMode::Off).then_some(1),
             age_max: opaque.then_some(settings.spares.age_max.0),
+            idle_timeout: Some(if opaque {
+                Config::default().idle_timeout.unwrap_or(PAUSE_MAX)
+            } else {
+                settings.http.backend_idle_timeout.0
+            }),
             backoff: BackoffConfig { base: Duration::from_millis(20), max: PAUSE_MAX },
             // Who is well and who is not is judged over all workers.
             breaker: BreakerConfig { failures: 0, ..BreakerConfig::default() },

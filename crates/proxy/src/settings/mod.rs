@@ -3,7 +3,7 @@
 mod backend;
 mod clients;
 mod connections;
-mod discovery;
+mod http;
 mod listen;
 mod spares;
 
@@ -11,7 +11,6 @@ mod spares;
 mod tests;
 
 use std::fmt;
-use std::net::IpAddr;
 use std::time::Duration;
 
 pub use forebay::settings::{PoolMode, SettingsError};
@@ -21,8 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use self::backend::BackendAddress;
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
-pub use self::discovery::DiscoverySettings;
-pub(crate) use self::discovery::{DiscoveryConfig, DnsConfig, DnsQuestion, KubeConfig};
+pub(crate) use self::http::HttpConfig;
+pub use self::http::{HttpSettings, ReuseName};
 pub use self::listen::{ListenAddress, Scheme};
 pub use self::spares::SpareSettings;
 
@@ -39,7 +38,7 @@ pub struct Settings {
     /// never given to another client, but spares are dialled ahead; `passthrough`, the same without spares; `http`, HTTP
     /// requests, which share connections. Default `opaque`.
     pub mode: Mode,
-    /// Where clients are sent: addresses with a port. With `discovery`, where to begin; then they may be left out.
+    /// Where clients are sent: addresses with a port.
     pub backends: Vec<String>,
     /// Which backend serves the next client: `round_robin`, one after the other; `random`; `least_connections`, the one
     /// with the fewest; `p2c`, the better of two chosen at random, by latency and load; `source_hash`, always the same for
@@ -51,14 +50,14 @@ pub struct Settings {
     pub pool: PoolMode,
     /// The connections to each backend.
     pub connections: ConnectionSettings,
+    /// Requests in mode `http`.
+    pub http: HttpSettings,
     /// Connections that are dialled ahead.
     pub spares: SpareSettings,
     /// Clients' connections.
     pub clients: ClientSettings,
     /// How long connections may go on after the proxy was told to end. Default `1m`.
     pub drain_timeout: Span,
-    /// Where backends come from, besides those that are named.
-    pub discovery: DiscoverySettings,
 }
 
 /// What is understood of what is passed on.
@@ -115,10 +114,10 @@ impl Default for Settings {
             workers: 0,
             pool: PoolMode::default(),
             connections: ConnectionSettings::default(),
+            http: HttpSettings::default(),
             spares: SpareSettings::default(),
             clients: ClientSettings::default(),
             drain_timeout: Span(Duration::from_secs(60)),
-            discovery: DiscoverySettings::default(),
         }
     }
 }
@@ -134,10 +133,10 @@ pub struct ProxyConfig {
     pub(crate) workers: usize,
     pub(crate) connections: ConnectionSettings,
     pub(crate) pool: forebay_core::Config,
+    pub(crate) http: HttpConfig,
     pub(crate) spares: Option<SpareSettings>,
     pub(crate) clients: ClientSettings,
     pub(crate) drain_timeout: Duration,
-    pub(crate) discovery: Option<DiscoveryConfig>,
 }
 
 impl ProxyConfig {
@@ -147,20 +146,6 @@ impl ProxyConfig {
     ///
     /// The first key whose value cannot be.
     pub fn new(settings: &Settings, cores: usize) -> Result<Self, SettingsError> {
-        Self::on_machine(settings, cores, &[])
-    }
-
-    /// Makes a configuration, as [`ProxyConfig::new`] does, on a machine with these resolvers, which are asked when
-    /// backends come from DNS and no server is named.
-    ///
-    /// # Errors
-    ///
-    /// The first key whose value cannot be.
-    pub fn on_machine(
-        settings: &Settings,
-        cores: usize,
-        resolvers: &[IpAddr],
-    ) -> Result<Self, SettingsError> {
         let listen = listen::listen(&settings.listen)?;
         let backends = backend::backends(settings, &listen)?;
         if settings.workers > WORKERS_MAX {
@@ -183,10 +168,10 @@ impl ProxyConfig {
             workers,
             connections: settings.connections,
             pool: settings.connections.pool(settings)?,
+            http: settings.http.valid()?,
             spares: settings.spares.valid()?.filter(|_| has_spares),
             clients: settings.clients.valid()?,
             drain_timeout: settings.drain_timeout.0,
-            discovery: settings.discovery.valid(resolvers)?,
         })
     }
 

@@ -1,0 +1,384 @@
+//! Requests of HTTP: each goes to a backend on a connection that may have carried others.
+//!
+//! | module | what |
+//! |---|---|
+//! | `exchange` | one request and its response, whatever versions they come and go by: the seam between the two sides |
+//! | `send` | picks a backend, takes a connection, tries again where that is allowed, gives the connection back |
+//! | `front1` | the client's side by HTTP/1.1 |
+//! | `back1` | the backend's side by HTTP/1.1 |
+//! | `wire` | one half of an HTTP/1.1 connection: buffers and framing |
+//! | `tunnel` | what was HTTP, after 101 or CONNECT |
+//! | `connector` | connections to backends |
+
+mod back1;
+mod connector;
+mod exchange;
+mod front1;
+mod send;
+mod tunnel;
+mod wire;
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use forebay::dial::Machine;
+use forebay::stream::Stream;
+use forebay::{Limits, Pool, sys};
+use forebay_core::Config;
+use forebay_proxy_core::http1::{Client, Expectation, HeadError, write_decimal};
+use forebay_proxy_core::rules::RetryBudget;
+use tokio::net::TcpStream;
+
+use self::back1::BackDesk;
+use self::connector::HttpConnector;
+use self::exchange::{Alarm, Patience};
+use self::front1::{Front1, FrontDesk};
+use self::send::{Refused, Sent, Session};
+use crate::settings::{HttpConfig, ProxyConfig};
+use crate::worker::{Figured, Shell, refuse};
+
+/// Desks that are kept for the next request, per worker: as many requests as are commonly in progress at once.
+const DESKS_MAX: usize = 256;
+
+/// How long a client that was told off is listened to, so that it reads the answer before it learns of the end
+/// (RFC 9112 §9.6), and how many bytes.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 1 << 20;
+
+/// What one worker needs to serve requests.
+pub(crate) struct Http {
+    config: HttpConfig,
+    patience: Patience,
+    pool: Pool<HttpConnector>,
+    /// Connections that carry one client's requests alone: those that must be new, and those that have become private.
+    fresh: Pool<HttpConnector>,
+    #[allow(clippy::vec_box, reason = "what is lent changes hands by its address")]
+    desks: RefCell<Vec<Box<Desk>>>,
+    budget: RefCell<RetryBudget>,
+    /// What request ids are made of.
+    ids: Cell<(u64, u64)>,
+}
+
+/// What a client's connection needs while a request is in progress.
+#[derive(Debug, Default)]
+struct Desk {
+    front: FrontDesk,
+    back: BackDesk,
+}
+
+/// What came instead of a head.
+enum NoHead {
+    /// The client has ended, or the proxy ends.
+    Gone,
+    /// What came is none.
+    Bad(HeadError),
+    /// It did not come in time.
+    Late,
+}
+
+impl Http {
+    pub(crate) fn new(
+        config: &ProxyConfig,
+        machine: Arc<Machine>,
+        limits: Arc<Limits<crate::BackendAddress>>,
+        seed: u64,
+    ) -> io::Result<Self> {
+        let pool = |config: &ProxyConfig, policy: Config, seed| {
+            Pool::builder(HttpConnector::new(config))
+                .name(&*config.name)
+                .endpoints(config.backends.iter().cloned())
+                .config(policy)
+                .budget(Arc::clone(&machine))
+                .limits(Arc::clone(&limits))
+                .shards(1)
+                .seed(seed)
+                .build()
+                .map_err(io::Error::other)
+        };
+        let http = config.http.clone();
+        Ok(Self {
+            patience: Patience {
+                response: http.response_timeout,
+                body: http.body_timeout,
+                idle: config.clients.idle_timeout.0,
+            },
+            pool: pool(config, config.pool, seed)?,
+            fresh: pool(config, Config { uses_max: Some(1), ..config.pool }, seed.rotate_left(32))?,
+            desks: RefCell::default(),
+            budget: RefCell::default(),
+            ids: Cell::new((seed, 0)),
+            config: http,
+        })
+    }
+
+    /// Returns what tells the figures of the connections.
+    pub(crate) fn figured(&self) -> Figured {
+        let (pool, fresh) = (self.pool.clone(), self.fresh.clone());
+        Arc::new(move || {
+            let mut all = pool.snapshot().endpoints;
+            all.extend(fresh.snapshot().endpoints);
+            all
+        })
+    }
+
+    /// Serves one client, request after request.
+    pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr) {
+        let stream = Stream::plain(client);
+        let mut session = Session::new(Client::new(peer.ip(), stream.is_encrypted()));
+        let mut alarm = Alarm::default();
+        let mut desk: Option<Box<Desk>> = None;
+        loop {
+            // An idle client has no desk.
+            if desk.is_none() && !self.wait(shell, &stream, &mut alarm).await {
+                return;
+            }
+            let mut busy = desk.take().unwrap_or_else(|| self.take_desk());
+            let lasts = self.serve_request(shell, &stream, &mut session, &mut busy, &mut alarm).await;
+            if !lasts {
+                return self.give_desk(busy);
+            }
+            match busy.front.reading.left() {
+                0 => self.give_desk(busy),
+                // The next request has come already.
+                _ => desk = Some(busy),
+            }
+        }
+    }
+
+    /// Waits for a client's next request. Whether something has come.
+    async fn wait(&self, shell: &Shell, stream: &Stream, alarm: &mut Alarm) -> bool {
+        let until = sys::coarse_now() + self.config.idle_timeout;
+        let drains = shell.drains();
+        tokio::pin!(drains);
+        poll_fn(|cx| {
+            if let Poll::Ready(ready) = stream.poll_read_ready(cx) {
+                return Poll::Ready(ready.is_ok());
+            }
+            if shell.is_draining() || drains.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            alarm.poll(cx, until, self.step()).map(|()| {
+                shell.figures.ended_idle.add(1);
+                false
+            })
+        })
+        .await
+    }
+
+    /// The least time that an alarm of a client's connection is set for.
+    fn step(&self) -> Duration {
+        let config = &self.config;
+        config
+            .idle_timeout
+            .min(config.head_timeout)
+            .min(config.body_timeout)
+            .min(config.response_timeout)
+            .min(self.patience.idle)
+    }
+
+    /// Serves one request. Whether the connection lasts.
+    async fn serve_request(
+        &self,
+        shell: &Rc<Shell>,
+        stream: &Stream,
+        session: &mut Session,
+        desk: &mut Desk,
+        alarm: &mut Alarm,
+    ) -> bool {
+        let head_len = match self.read_head(stream, &mut desk.front, alarm).await {
+            Ok(head_len) => head_len,
+            Err(NoHead::Gone) => return false,
+            Err(NoHead::Bad(error)) => {
+                shell.figures.requests_bad.add(1);
+                let refused = Refused { status: error.status(), why: error.to_string() };
+                return self.answer(stream, desk, &refused, false).await;
+            }
+            Err(NoHead::Late) => {
+                shell.figures.requests_bad.add(1);
+                if desk.front.reading.bytes.is_empty() {
+                    return false;
+                }
+                let refused = Refused { status: 408, why: "the head did not come in time".to_owned() };
+                return self.answer(stream, desk, &refused, false).await;
+            }
+        };
+        shell.figures.requests.add(1);
+        let Desk { front: front_desk, back } = desk;
+        let via = self.config.forwarded.via.as_deref();
+        let mut front = Front1::new(stream, front_desk, head_len, via, !shell.is_draining());
+        let sent = if exchange::Front::request(&front).0.fields().expectation() == Expectation::Unknown {
+            Sent::Refused(Refused { status: 417, why: "only 100-continue can be expected".to_owned() })
+        } else {
+            self.send(shell, session, &mut front, back, alarm).await
+        };
+        let (lasts, is_whole) = (front.lasts, front.is_whole());
+        match sent {
+            // What is left of a request that was not read would be the next one.
+            Sent::Answered if lasts && is_whole => {
+                desk.front.reading.pass();
+                true
+            }
+            Sent::Answered => {
+                if !is_whole {
+                    linger(stream).await;
+                }
+                false
+            }
+            Sent::Tunnel(tunnel) => {
+                shell.figures.tunnels.add(1);
+                let reading = &desk.front.reading;
+                let early = (reading.bytes.get(reading.at..).unwrap_or_default(), &tunnel.early[..]);
+                match tunnel::run(shell, stream, &tunnel.lease.stream, early, alarm, self.patience.idle).await
+                {
+                    Ok(true) => {}
+                    Ok(false) => shell.figures.ended_idle.add(1),
+                    Err(_) => {
+                        refuse(stream.socket());
+                        refuse(tunnel.lease.stream.socket());
+                    }
+                }
+                tunnel.lease.complete_last();
+                false
+            }
+            Sent::Refused(refused) => {
+                let lasts = lasts && is_whole;
+                let answered = self.answer(stream, desk, &refused, lasts).await;
+                desk.front.reading.pass();
+                answered && lasts
+            }
+            Sent::BrokenOff => {
+                // A response that ends early must not look like one that ended.
+                refuse(stream.socket());
+                false
+            }
+        }
+    }
+
+    /// Reads the head of the next request. Returns its length.
+    async fn read_head(
+        &self,
+        stream: &Stream,
+        desk: &mut FrontDesk,
+        alarm: &mut Alarm,
+    ) -> Result<usize, NoHead> {
+        let mut until = None;
+        desk.head.clear();
+        poll_fn(|cx| {
+            loop {
+                if !desk.reading.bytes.is_empty() {
+                    match desk.head.parse(&desk.reading.bytes, &self.config.limits) {
+                        Ok(Some(len)) => return Poll::Ready(Ok(len)),
+                        Ok(None) => {}
+                        Err(error) => return Poll::Ready(Err(NoHead::Bad(error))),
+                    }
+                }
+                match desk.reading.poll_read(stream, cx) {
+                    Poll::Ready(Ok(true)) => {}
+                    Poll::Ready(Ok(false) | Err(_)) => return Poll::Ready(Err(NoHead::Gone)),
+                    Poll::Pending => break,
+                }
+            }
+            let until = *until.get_or_insert_with(|| sys::coarse_now() + self.config.head_timeout);
+            alarm.poll(cx, until, self.step()).map(|()| Err(NoHead::Late))
+        })
+        .await
+    }
+
+    /// Answers a request ourselves. Whether that went well.
+    async fn answer(&self, stream: &Stream, desk: &mut Desk, refused: &Refused, lasts: bool) -> bool {
+        let writing = &mut desk.front.writing;
+        writing.clear();
+        let out = &mut writing.bytes;
+        let is_head = desk.front.head.method() == forebay_proxy_core::http1::Method::Head;
+        let text = format!("{} {}: {}\n", refused.status, reason(refused.status), refused.why);
+        out.extend_from_slice(b"HTTP/1.1 ");
+        write_decimal(out, u64::from(refused.status));
+        out.push(b' ');
+        out.extend_from_slice(reason(refused.status).as_bytes());
+        out.extend_from_slice(b"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ");
+        write_decimal(out, text.len() as u64);
+        out.extend_from_slice(if lasts { b"\r\n\r\n" } else { b"\r\nConnection: close\r\n\r\n" });
+        if !is_head {
+            out.extend_from_slice(text.as_bytes());
+        }
+        let flushed = poll_fn(|cx| writing.poll_flush(stream, cx));
+        let is_fine = matches!(tokio::time::timeout(self.config.body_timeout, flushed).await, Ok(Ok(())));
+        if is_fine && !lasts {
+            linger(stream).await;
+        }
+        is_fine
+    }
+
+    fn take_desk(&self) -> Box<Desk> {
+        self.desks.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn give_desk(&self, mut desk: Box<Desk>) {
+        desk.front.clear();
+        desk.back.clear();
+        let mut desks = self.desks.borrow_mut();
+        if desks.len() < DESKS_MAX {
+            desks.push(desk);
+        }
+    }
+
+    /// Returns a number that nobody has used.
+    fn next_id(&self) -> u128 {
+        let (seed, count) = self.ids.get();
+        self.ids.set((seed, count + 1));
+        u128::from(seed) << 64 | u128::from(count)
+    }
+}
+
+/// Ends what is said, and listens until the client has ended, too: a close with bytes unread would be a reset, which
+/// takes the answer back.
+async fn linger(stream: &Stream) {
+    if stream.end_writing().is_err() {
+        return;
+    }
+    let mut heard = Vec::new();
+    let mut count = 0;
+    let listening = poll_fn(|cx| {
+        loop {
+            heard.clear();
+            match stream.read(&mut heard) {
+                Ok(0) => return Poll::Ready(()),
+                Ok(n) => count += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match stream.poll_read_ready(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                },
+                Err(_) => return Poll::Ready(()),
+            }
+            if count > LINGER_BYTES_MAX {
+                return Poll::Ready(());
+            }
+        }
+    });
+    // Then it has had its time.
+    let _ = tokio::time::timeout(LINGER, listening).await;
+}
+
+/// Returns what a status is called.
+fn reason(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        408 => "Request Timeout",
+        414 => "URI Too Long",
+        417 => "Expectation Failed",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "Error",
+    }
+}

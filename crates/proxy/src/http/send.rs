@@ -1,0 +1,320 @@
+//! Sends one request: picks a backend, takes a connection, tries again where that is allowed, gives the connection back.
+
+use std::fmt::Write as _;
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use forebay::{AcquireError, Cause, Exclusive, Lease, sys};
+use forebay_proxy_core::http1::{Announce, Body, Client, Method, RequestOut, request_body};
+use forebay_proxy_core::rules::{self, Replay, Reuse, Switch, is_private, wants_upgrade};
+
+use super::Http;
+use super::back1::{Back1, BackDesk};
+use super::connector::HttpConnector;
+use super::exchange::{Alarm, Back, Broken, Failed, Failure, Front, attempt};
+use crate::settings::BackendAddress;
+use crate::worker::Shell;
+
+/// One client, from its first request to its last. Each stream of an HTTP/2 connection may have one of its own.
+#[derive(Debug)]
+pub(super) struct Session {
+    client: Client,
+    /// Whether no request of it has been sent yet.
+    is_first: bool,
+    /// A connection that belongs to this client alone.
+    private: Option<(BackendAddress, Held)>,
+}
+
+impl Session {
+    pub(super) const fn new(client: Client) -> Self {
+        Self { client, is_first: true, private: None }
+    }
+}
+
+type Held = Lease<HttpConnector, Exclusive>;
+
+/// What became of a request.
+pub(super) enum Sent {
+    /// The response has been written.
+    Answered,
+    /// The response has been written, and both connections are a tunnel.
+    Tunnel(Box<Tunnel>),
+    /// Nothing of a response has been written: this is to be.
+    Refused(Refused),
+    /// The client has left, or its response can only be broken off.
+    BrokenOff,
+}
+
+/// The backend's end of a tunnel.
+pub(super) struct Tunnel {
+    pub(super) lease: Held,
+    /// What came after the response's head.
+    pub(super) early: Vec<u8>,
+}
+
+/// An answer of our own.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) status: u16,
+    /// What failed, where, and whose fault it is.
+    pub(super) why: String,
+}
+
+/// A connection for one request.
+struct Link {
+    backend: BackendAddress,
+    lease: Held,
+    is_private: bool,
+    is_reused: bool,
+}
+
+impl Http {
+    /// Sends a request, whose client's side is `front`, and passes the response on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelled, the connection to the backend is closed: nobody knows what its next bytes belong to.
+    pub(super) async fn send<F: Front>(
+        &self,
+        shell: &Rc<Shell>,
+        session: &mut Session,
+        front: &mut F,
+        desk: &mut BackDesk,
+        alarm: &mut Alarm,
+    ) -> Sent {
+        self.budget.borrow_mut().handle_request();
+        let (head, bytes) = front.request();
+        let (method, body) = (head.method(), request_body(head));
+        let upgrade = wants_upgrade(head, bytes);
+        let asked = upgrade.then(|| head.fields().upgrade(bytes).unwrap_or_default().to_vec());
+        let needs_host = head.authority(bytes).is_empty();
+        let is_replayable = method.is_idempotent() && body == Body::None && self.config.retries;
+        let id = if self.config.forwarded.request_id { self.next_id() } else { 0 };
+        let mut tried: Vec<BackendAddress> = Vec::new();
+        let mut again: Option<BackendAddress> = None;
+        loop {
+            let mut link = match self.link(shell, session, again.take(), &mut tried, is_replayable).await {
+                Ok(link) => link,
+                Err(refused) => {
+                    shell.figures.requests_failed.add(1);
+                    tracing::warn!(
+                        proxy = &*shell.config.name,
+                        client = session.client.address(),
+                        why = refused.why,
+                        "a request has failed"
+                    );
+                    return Sent::Refused(refused);
+                }
+            };
+            session.is_first = false;
+            let host = if needs_host { link.backend.to_string() } else { String::new() };
+            let how = RequestOut {
+                policy: &self.config.forwarded,
+                client: &session.client,
+                body: match body {
+                    Body::Length(length) => Announce::Length(length),
+                    Body::Chunked => Announce::Chunked,
+                    Body::None | Body::UntilClose => front
+                        .request()
+                        .0
+                        .fields()
+                        .content_length()
+                        .map_or(Announce::Nothing, Announce::Length),
+                },
+                upgrade,
+                host: &host,
+                id,
+            };
+            let mut back = Back1::new(&link.lease.stream, desk, &self.config.limits, front.request(), &how);
+            let failure = match attempt(front, &mut back, asked.as_deref(), &self.patience, alarm).await {
+                Ok(finished) if finished.switch != Switch::Stays => {
+                    let early = back.early().to_vec();
+                    return Sent::Tunnel(Box::new(Tunnel { lease: link.lease, early }));
+                }
+                Ok(finished) => {
+                    let verdict = back.verdict(&finished, method == Method::Connect);
+                    let (head, bytes) = back.response();
+                    let is_private = link.is_private || is_private(head, bytes);
+                    link.lease.uses += 1;
+                    match verdict {
+                        Ok(()) if is_private => session.private = Some((link.backend, link.lease)),
+                        Ok(()) => link.lease.complete(),
+                        Err(spoilt) => {
+                            tracing::trace!(backend = %link.backend, why = spoilt.as_str(), "not kept");
+                            link.lease.complete_last();
+                        }
+                    }
+                    return Sent::Answered;
+                }
+                Err(failure) => failure,
+            };
+            let Link { backend, lease, is_reused, .. } = link;
+            lease.discard(cause(&failure.failed));
+            let replay = replay(&failure, method, is_reused);
+            let may_retry = self.config.retries && !failure.begun;
+            match replay {
+                _ if failure.begun => {}
+                Some(Replay::Fresh) if may_retry && self.may_replay() => {
+                    shell.figures.retries.add(1);
+                    again = Some(backend);
+                    continue;
+                }
+                Some(Replay::Next) if may_retry && self.may_replay() => {
+                    shell.figures.retries.add(1);
+                    tried.push(backend);
+                    continue;
+                }
+                _ => {}
+            }
+            return self.fail(shell, session, &backend, &failure);
+        }
+    }
+
+    fn may_replay(&self) -> bool {
+        self.budget.borrow_mut().take(sys::coarse_now())
+    }
+
+    /// Gets a connection for a request: every backend is tried before the client is refused. `again` is one to which a
+    /// new connection is wanted.
+    async fn link(
+        &self,
+        shell: &Rc<Shell>,
+        session: &mut Session,
+        again: Option<BackendAddress>,
+        tried: &mut Vec<BackendAddress>,
+        is_replayable: bool,
+    ) -> Result<Link, Refused> {
+        if let Some((backend, lease)) = session.private.take() {
+            if lease.stream.is_quiet() {
+                return Ok(Link { backend, lease, is_private: true, is_reused: true });
+            }
+            // It has ended, or has said what nobody asked for: the client begins anew.
+            lease.discard(Cause::Reset);
+        }
+        let settings = &shell.config.connections;
+        let mut deadline = None;
+        let mut last: Option<AcquireError> = None;
+        let mut again = again;
+        loop {
+            let must_be_new = again.is_some();
+            let backend = match again.take() {
+                Some(backend) => backend,
+                None => match shell.backends.pick(tried) {
+                    Some(backend) => backend.clone(),
+                    None => break,
+                },
+            };
+            let now = Instant::now();
+            let deadline = *deadline.get_or_insert(now + settings.connect_budget.0);
+            let until = deadline.min(now + settings.connect_timeout.0);
+            match self.acquire(session, &backend, until, must_be_new, is_replayable).await {
+                Ok((lease, is_private)) => {
+                    let is_reused = lease.is_reused();
+                    return Ok(Link { backend, lease, is_private, is_reused });
+                }
+                Err(error) => {
+                    shell.figures.tried_in_vain.add(1);
+                    tracing::debug!(proxy = &*shell.config.name, %backend, %error, "cannot be reached");
+                    last = Some(error);
+                }
+            }
+            tried.push(backend);
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        let mut why = "no backend can be reached".to_owned();
+        if let Some(last) = last {
+            // Writing into a text cannot fail.
+            let _ = write!(why, "; {} tried; the last: {last}", tried.len());
+        }
+        Err(Refused { status: 503, why })
+    }
+
+    /// Takes a connection to this backend. Returns whether it is the client's alone, too.
+    async fn acquire(
+        &self,
+        session: &Session,
+        backend: &BackendAddress,
+        until: Instant,
+        must_be_new: bool,
+        is_replayable: bool,
+    ) -> Result<(Held, bool), AcquireError> {
+        let reuse = self.config.reuse;
+        if must_be_new || reuse == Reuse::Never {
+            return Ok((self.fresh.acquire_at_until(backend, until).await?, true));
+        }
+        let lease = self.pool.acquire_at_until(backend, until).await?;
+        if reuse.admits(session.is_first, is_replayable, lease.uses) {
+            return Ok((lease, false));
+        }
+        lease.unused();
+        // The client's own, for as long as it stays.
+        Ok((self.fresh.acquire_at_until(backend, until).await?, true))
+    }
+
+    /// A request has failed for good.
+    fn fail(&self, shell: &Shell, session: &Session, backend: &BackendAddress, failure: &Failure) -> Sent {
+        let (status, what) = match &failure.failed {
+            Failed::Left | Failed::Front(Broken::Io(_)) => {
+                shell.figures.failed_client.add(1);
+                return Sent::BrokenOff;
+            }
+            Failed::Front(broken) => (400, format!("the request's body: {broken}")),
+            Failed::FrontTimeout => (408, "the request's body did not come in time".to_owned()),
+            Failed::Back(broken) => (502, format!("backend {backend}: {broken}; look at the backend")),
+            Failed::Tunnel(error) => (502, format!("backend {backend}: {error}; look at the backend")),
+            Failed::BackTimeout => {
+                (504, format!("backend {backend}: no answer in time; look at the backend"))
+            }
+        };
+        let is_clients = matches!(failure.failed, Failed::Front(_) | Failed::FrontTimeout);
+        let figures = &shell.figures;
+        if is_clients {
+            figures.requests_bad.add(1)
+        } else {
+            figures.requests_failed.add(1)
+        }
+        if is_clients {
+            figures.failed_client.add(1)
+        } else {
+            figures.failed_backend.add(1)
+        }
+        let (proxy, client) = (&*shell.config.name, session.client.address());
+        tracing::warn!(proxy, client, status, why = what, cut = failure.begun, "a request has failed");
+        if failure.begun { Sent::BrokenOff } else { Sent::Refused(Refused { status, why: what }) }
+    }
+}
+
+/// Whether this failure lets the request be sent again.
+fn replay(failure: &Failure, method: Method, on_reused: bool) -> Option<Replay> {
+    let kind = match &failure.failed {
+        Failed::Back(Broken::Io(_)) => rules::Failure::Closed,
+        Failed::Back(Broken::Refused) => rules::Failure::Refused,
+        Failed::Back(Broken::Head(_) | Broken::Body(_)) | Failed::Tunnel(_) => rules::Failure::Malformed,
+        Failed::BackTimeout => rules::Failure::TimedOut,
+        Failed::Front(_) | Failed::Left | Failed::FrontTimeout => return None,
+    };
+    let sent = rules::Sent {
+        any: true,
+        is_idempotent: method.is_idempotent(),
+        is_kept: !failure.body_consumed,
+        on_reused,
+        answered: failure.answered,
+    };
+    Some(sent.replay(kind))
+}
+
+/// What the connection is told of its end.
+fn cause(failed: &Failed) -> Cause {
+    match failed {
+        Failed::Back(Broken::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            forebay::blame::cause_of(error)
+        }
+        Failed::Back(Broken::Io(_) | Broken::Refused) => Cause::Reset,
+        Failed::Back(Broken::Head(_) | Broken::Body(_)) | Failed::Tunnel(_) => Cause::Protocol,
+        Failed::BackTimeout => Cause::Timeout,
+        Failed::Front(_) | Failed::Left | Failed::FrontTimeout => Cause::Cancelled,
+    }
+}

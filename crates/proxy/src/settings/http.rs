@@ -1,0 +1,152 @@
+//! `[proxy.http]`: requests, and what they share.
+
+use std::time::Duration;
+
+use forebay::units::{Size, Span};
+use forebay_proxy_core::http1::{ForwardedPolicy, Limits, Trust};
+use forebay_proxy_core::rules::Reuse;
+use serde::{Deserialize, Serialize};
+
+use super::{SettingsError, wrong};
+
+/// The `[proxy.http]` table: requests in mode `http`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// Which requests go on connections that have carried others. `never`: a connection serves the client that it was made
+    /// for; `safe`: the first request of a client's connection only if it may be sent again, later ones always;
+    /// `aggressive`: the first one, too, if the connection has been reused before; `always`: every one. Default `safe`.
+    pub reuse: ReuseName,
+    /// Whether a request that may be asked twice is sent again when the used connection it went on turns out to be dead,
+    /// within a budget of one in five requests and three a second. Default true.
+    pub retries: bool,
+    /// How long a client may take for the head of a request, from its first byte; then it gets 408. Default `10s`.
+    pub head_timeout: Span,
+    /// How long a body may stand still on the client's side, either way: of a request, then the client gets 408; of a
+    /// response that it does not take, then it is closed. Default `30s`.
+    pub body_timeout: Span,
+    /// How long a backend may take to answer, after the whole request was sent; then the client gets 504. Default `60s`.
+    pub response_timeout: Span,
+    /// How long a client's connection is kept for its next request. Default `60s`.
+    pub idle_timeout: Span,
+    /// How long a connection to a backend is kept for the next request; less than backends keep theirs, of which most
+    /// close after 60 s or more, some after 5 s. Default `4s`.
+    pub backend_idle_timeout: Span,
+    /// The longest head, in bytes. Beyond it a client gets 431, a backend's client 502. Default `32KiB`.
+    pub head_size_max: Size,
+    /// The most fields of a head. Default 100.
+    pub fields_max: usize,
+    /// Whether backends are told of the client in `X-Forwarded-For`, `-Proto` and `-Host`. Default true.
+    pub x_forwarded: bool,
+    /// Whether backends are told of the client in `Forwarded` (RFC 7239). Default false.
+    pub forwarded: bool,
+    /// Whether what clients say of themselves in these fields is passed on; else it is thrown away, for anybody could say
+    /// it. True only where all clients are proxies of yours. Default false.
+    pub trust_forwarded: bool,
+    /// Whether each request gets an `X-Request-ID`. Default false.
+    pub request_id: bool,
+    /// What this proxy calls itself in `Via`, both ways; without a name there is no `Via`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+}
+
+/// Which requests go on connections that have carried others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReuseName {
+    /// None but those of the client that it was made for.
+    Never,
+    /// First ones only if they may be sent again.
+    #[default]
+    Safe,
+    /// First ones if the connection has been reused before.
+    Aggressive,
+    /// All.
+    Always,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            reuse: ReuseName::default(),
+            retries: true,
+            head_timeout: Span(Duration::from_secs(10)),
+            body_timeout: Span(Duration::from_secs(30)),
+            response_timeout: Span(Duration::from_secs(60)),
+            idle_timeout: Span(Duration::from_secs(60)),
+            backend_idle_timeout: Span(Duration::from_secs(4)),
+            head_size_max: Size { bytes: 32 << 10 },
+            fields_max: 100,
+            x_forwarded: true,
+            forwarded: false,
+            trust_forwarded: false,
+            request_id: false,
+            via: None,
+        }
+    }
+}
+
+/// What mode `http` goes by.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpConfig {
+    pub(crate) reuse: Reuse,
+    pub(crate) retries: bool,
+    pub(crate) head_timeout: Duration,
+    pub(crate) body_timeout: Duration,
+    pub(crate) response_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) limits: Limits,
+    pub(crate) forwarded: ForwardedPolicy,
+}
+
+impl HttpSettings {
+    pub(super) fn valid(&self) -> Result<HttpConfig, SettingsError> {
+        for (key, value) in [
+            ("http.head_timeout", self.head_timeout),
+            ("http.body_timeout", self.body_timeout),
+            ("http.response_timeout", self.response_timeout),
+            ("http.idle_timeout", self.idle_timeout),
+            ("http.backend_idle_timeout", self.backend_idle_timeout),
+        ] {
+            if value.0 < Duration::from_millis(10) {
+                return Err(wrong(key, value, "at least 10ms"));
+            }
+        }
+        let head_bytes_max = usize::try_from(self.head_size_max.bytes).unwrap_or(usize::MAX);
+        if !(1024..=1 << 20).contains(&head_bytes_max) {
+            return Err(wrong("http.head_size_max", self.head_size_max, "1KiB to 1MiB"));
+        }
+        if !(8..=10_000).contains(&self.fields_max) {
+            return Err(wrong("http.fields_max", self.fields_max, "8 to 10000"));
+        }
+        if let Some(via) = self.via.as_ref().filter(|via| !ForwardedPolicy::is_via_name(via)) {
+            return Err(wrong("http.via", format_args!("`{via}`"), "a name like proxy1, or host:port"));
+        }
+        let limits = Limits::default();
+        Ok(HttpConfig {
+            reuse: match self.reuse {
+                ReuseName::Never => Reuse::Never,
+                ReuseName::Safe => Reuse::Safe,
+                ReuseName::Aggressive => Reuse::Aggressive,
+                ReuseName::Always => Reuse::Always,
+            },
+            retries: self.retries,
+            head_timeout: self.head_timeout.0,
+            body_timeout: self.body_timeout.0,
+            response_timeout: self.response_timeout.0,
+            idle_timeout: self.idle_timeout.0,
+            limits: Limits {
+                line_bytes_max: limits.line_bytes_max.min(head_bytes_max),
+                head_bytes_max,
+                fields_max: self.fields_max,
+            },
+            forwarded: ForwardedPolicy {
+                x_forwarded: self.x_forwarded,
+                forwarded: self.forwarded,
+                trust: if self.trust_forwarded { Trust::Append } else { Trust::Replace },
+                request_id: self.request_id,
+                via: self.via.clone(),
+            },
+        })
+    }
+}
