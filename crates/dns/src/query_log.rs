@@ -4,17 +4,12 @@
 //! With the log off, a reply costs one look at whether it is on.
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use forebay::lines::{LineFigures, LineWriter, Lines, LogFile, WallClock, push_quoted};
 use forebay::sys;
 use forebay_core::{Instant, Rng};
 use forebay_dns_core::forwarder::How;
@@ -26,28 +21,12 @@ use crate::stats::QueryLogStats;
 /// Lines that wait to be written: at 100,000 a second, 80 ms of them, in 2.5 MiB.
 const QUEUE_LEN: usize = 8192;
 
-/// How long the writer rests after it has written what there was: it is woken so much less often.
-const REST: Duration = Duration::from_millis(10);
-
-/// How often the writer looks whether its file was moved away.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// Lines that are written at once.
-const BATCH_BYTES: usize = 64 << 10;
-
 /// One worker's end of the log.
 pub(crate) struct QueryLog {
-    queue: SyncSender<Line>,
+    lines: Lines<Line>,
     sample: u32,
     chance: Rng,
-    figures: Arc<Figures>,
     told: Option<(How, Duration)>,
-}
-
-#[derive(Debug, Default)]
-struct Figures {
-    written: AtomicU64,
-    dropped: AtomicU64,
 }
 
 /// What a line says.
@@ -66,13 +45,7 @@ struct Line {
 impl QueryLog {
     /// Another worker's end.
     pub(crate) fn another(&self, seed: u64) -> Self {
-        Self {
-            queue: self.queue.clone(),
-            sample: self.sample,
-            chance: Rng::new(seed),
-            figures: Arc::clone(&self.figures),
-            told: None,
-        }
+        Self { lines: self.lines.clone(), sample: self.sample, chance: Rng::new(seed), told: None }
     }
 
     /// Notes how the next reply was found.
@@ -99,9 +72,7 @@ impl QueryLog {
         let question = question(reply);
         line.question.iter_mut().zip(question).for_each(|(to, from)| *to = *from);
         line.question_len = question.len() as u16;
-        if self.queue.try_send(line).is_err() {
-            self.figures.dropped.fetch_add(1, Relaxed);
-        }
+        self.lines.push(line);
     }
 }
 
@@ -120,10 +91,7 @@ fn question(reply: &[u8]) -> &[u8] {
 
 /// The thread that writes. It ends when every worker's end is gone.
 #[derive(Debug)]
-pub(crate) struct QueryLogWriter {
-    figures: Arc<Figures>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(crate) struct QueryLogWriter(LineWriter);
 
 impl QueryLogWriter {
     /// Opens the log and begins to write.
@@ -136,119 +104,34 @@ impl QueryLogWriter {
         log: &QueryLogConfig,
         seed: u64,
     ) -> io::Result<(Self, QueryLog)> {
-        let target = Target::open(log.path.clone())?;
-        let (queue, lines) = sync_channel(QUEUE_LEN);
-        let figures = Arc::new(Figures::default());
-        let mut writer =
-            Writer { config, target, figures: Arc::clone(&figures), text: String::new(), held: 0 };
-        let thread =
-            std::thread::Builder::new().name("dns-query-log".to_owned()).spawn(move || writer.run(&lines))?;
-        let log = QueryLog {
-            queue,
-            sample: log.sample,
-            chance: Rng::new(seed),
-            figures: Arc::clone(&figures),
-            told: None,
+        let file = LogFile {
+            name: "the query log",
+            thread: "dns-query-log",
+            path: log.path.clone(),
+            queue_len: QUEUE_LEN,
         };
-        Ok((Self { figures, thread: Some(thread) }, log))
+        let format = move |line: &Line, wall: &WallClock, out: &mut String| line.write(out, wall, &config);
+        let (writer, lines) = LineWriter::start(file, format)?;
+        Ok((Self(writer), QueryLog { lines, sample: log.sample, chance: Rng::new(seed), told: None }))
     }
 
     pub(crate) fn figures(&self) -> QueryLogFigures {
-        QueryLogFigures(Arc::clone(&self.figures))
+        QueryLogFigures(self.0.figures())
     }
 
     /// Waits until everything is written. Every worker must have ended.
     pub(crate) fn join(&mut self) {
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the writer of the query log had panicked");
-        }
+        self.0.join();
     }
 }
 
 /// The log's figures, for whoever asks.
 #[derive(Clone, Debug)]
-pub(crate) struct QueryLogFigures(Arc<Figures>);
+pub(crate) struct QueryLogFigures(LineFigures);
 
 impl QueryLogFigures {
     pub(crate) fn stats(&self) -> QueryLogStats {
-        QueryLogStats { written: self.0.written.load(Relaxed), dropped: self.0.dropped.load(Relaxed) }
-    }
-}
-
-struct Writer {
-    config: Arc<DnsConfig>,
-    target: Target,
-    figures: Arc<Figures>,
-    text: String,
-    /// Lines in `text`.
-    held: u64,
-}
-
-impl Writer {
-    fn run(&mut self, lines: &Receiver<Line>) {
-        let mut next_look = sys::now() + LOOK;
-        loop {
-            match lines.recv_timeout(LOOK) {
-                Ok(line) => self.take(&line, lines),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            let now = sys::now();
-            if now >= next_look {
-                next_look = now + LOOK;
-                self.target.look();
-            }
-            std::thread::sleep(REST);
-        }
-    }
-
-    /// Writes a line, and all that wait.
-    fn take(&mut self, first: &Line, lines: &Receiver<Line>) {
-        let wall = WallClock::read();
-        self.push(first, &wall);
-        while let Ok(line) = lines.try_recv() {
-            self.push(&line, &wall);
-            if self.text.len() >= BATCH_BYTES {
-                self.flush();
-            }
-        }
-        self.flush();
-    }
-
-    fn push(&mut self, line: &Line, wall: &WallClock) {
-        line.write(&mut self.text, wall, &self.config);
-        self.held += 1;
-    }
-
-    fn flush(&mut self) {
-        let count = std::mem::take(&mut self.held);
-        let figure = if self.target.write(self.text.as_bytes()) {
-            &self.figures.written
-        } else {
-            &self.figures.dropped
-        };
-        figure.fetch_add(count, Relaxed);
-        self.text.clear();
-    }
-}
-
-/// The time of day, and the process's clock at that moment.
-struct WallClock {
-    wall: SystemTime,
-    at: Instant,
-}
-
-impl WallClock {
-    #[expect(clippy::disallowed_methods, reason = "a log tells the time of day")]
-    fn read() -> Self {
-        Self { wall: SystemTime::now(), at: sys::now() }
-    }
-
-    fn of(&self, at: Instant) -> SystemTime {
-        let ago = self.at.saturating_duration_since(at);
-        self.wall.checked_sub(ago).unwrap_or(self.wall)
+        QueryLogStats { written: self.0.written(), dropped: self.0.dropped() }
     }
 }
 
@@ -256,7 +139,7 @@ impl Line {
     fn write(&self, out: &mut String, wall: &WallClock, config: &DnsConfig) {
         let question = &self.question[..usize::from(self.question_len)];
         let (name, kind) = question.split_last_chunk::<4>().unwrap_or((&[], &[0; 4]));
-        let time = humantime::format_rfc3339_millis(wall.of(self.at));
+        let time = wall.text(self.at);
         // Nothing fails that writes into memory.
         let _ = write!(
             out,
@@ -296,18 +179,6 @@ const fn how_text(how: How) -> &'static str {
         How::Rebind => "rebind",
         How::Refused => "refused",
     }
-}
-
-/// Appends a text in quotes; a name as it is shown has nothing but visible ASCII (RFC 8259 §7).
-fn push_quoted(out: &mut String, text: &str) {
-    out.push('"');
-    for c in text.chars() {
-        if matches!(c, '"' | '\\') {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out.push('"');
 }
 
 /// A type by its name, or as RFC 3597 §5 writes those without.
@@ -358,62 +229,10 @@ impl std::fmt::Display for Code {
     }
 }
 
-/// Where lines go.
-struct Target {
-    /// `None` is the standard output.
-    path: Option<PathBuf>,
-    file: Option<File>,
-    /// Whether the last write failed: it is said once.
-    has_failed: bool,
-}
-
-impl Target {
-    fn open(path: Option<PathBuf>) -> io::Result<Self> {
-        let file = path.as_deref().map(append).transpose()?;
-        Ok(Self { path, file, has_failed: false })
-    }
-
-    /// Writes, all of it or what the disk takes. Returns whether it was all.
-    fn write(&mut self, bytes: &[u8]) -> bool {
-        let result = match (&mut self.file, &self.path) {
-            (Some(file), _) => file.write_all(bytes),
-            (None, None) => io::stdout().lock().write_all(bytes),
-            (None, Some(_)) => Err(io::Error::from(io::ErrorKind::NotFound)),
-        };
-        if let Err(error) = &result
-            && !std::mem::replace(&mut self.has_failed, true)
-        {
-            tracing::error!(%error, "the query log cannot be written: lines are lost");
-        }
-        self.has_failed &= result.is_err();
-        result.is_ok()
-    }
-
-    /// Opens the file anew if another one, or none, stands in its place: it was moved away to be kept.
-    fn look(&mut self) {
-        let Some(path) = &self.path else { return };
-        let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
-        let there = std::fs::metadata(path).ok().map(id);
-        let open = self.file.as_ref().and_then(|file| file.metadata().ok()).map(id);
-        if there.is_some() && there == open {
-            return;
-        }
-        match append(path) {
-            Ok(file) => self.file = Some(file),
-            Err(error) => {
-                self.file = None;
-                tracing::error!(file = %path.display(), %error, "the query log cannot be opened");
-            }
-        }
-    }
-}
-
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     fn config() -> DnsConfig {
@@ -430,8 +249,7 @@ mod tests {
     }
 
     fn line(reply: &[u8], how: Option<How>) -> String {
-        let wall =
-            WallClock { wall: SystemTime::UNIX_EPOCH + Duration::from_secs(3), at: Instant::from_nanos(9) };
+        let wall = WallClock::new(UNIX_EPOCH + Duration::from_secs(3), Instant::from_nanos(9));
         let mut line = Line {
             at: Instant::from_nanos(9),
             client: ([192, 0, 2, 7], 4000).into(),

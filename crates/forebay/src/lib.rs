@@ -68,6 +68,7 @@
 //! | [`dial`] | connectors for UDP, TCP and TLS; the budget of this machine |
 //! | [`blame`] | from an I/O error to whose fault it is |
 //! | [`settings`], [`units`] | what the settings of all servers have in common; durations and sizes as people write them |
+//! | [`lines`] | lines of a log that busy threads write |
 //! | [`places`] | clients' connections, counted |
 //! | [`stream`] | a byte stream, plain or encrypted, of either side |
 //! | [`tls`] | certificates of listeners, and what to do about failed handshakes |
@@ -85,6 +86,7 @@
 
 pub mod blame;
 pub mod dial;
+pub mod lines;
 pub mod places;
 mod pool;
 pub mod settings;

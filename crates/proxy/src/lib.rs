@@ -12,6 +12,8 @@
 
 mod backends;
 mod bind;
+#[allow(dead_code, reason = "the roster calls it as soon as it is there")]
+mod checks;
 mod http;
 mod opaque;
 mod settings;
@@ -31,8 +33,9 @@ use tokio::sync::{oneshot, watch};
 
 use self::backends::Backends;
 pub use self::settings::{
-    BackendAddress, BalanceName, ClientSettings, ConnectionSettings, HttpSettings, ListenAddress, Mode,
-    PoolMode, ProxyConfig, ReuseName, Scheme, Settings, SettingsError, SpareSettings,
+    BackendAddress, BalanceName, CheckKind, ClientSettings, ConnectionSettings, HealthSettings, HttpSettings,
+    ListenAddress, Mode, OnRemoved, OnUnhealthy, PoolMode, ProxyConfig, ReuseName, Scheme, Settings,
+    SettingsError, SpareSettings,
 };
 pub use self::stats::{Kind, ProxyFigures};
 use self::worker::{Phase, Started, WorkerSeed};

@@ -321,6 +321,23 @@ idle_timeout = "2h"
 user_timeout = "20s"
 keepalive = "30s"
 
+[proxy.health]
+check = "https"
+path = "/readyz"
+host = "api.example"
+expect = ["200"]
+interval = "7s"
+timeout = "6s"
+fall = 3
+rise = 4
+on_unhealthy = "keep"
+on_removed = "drain"
+failures = 6
+ejection = "20s"
+ejection_max = "10m"
+max_ejection_percent = 40
+slow_start = "8s"
+
 [admin]
 listen = "127.0.0.1:1"
 token = "0123456789abcdef"

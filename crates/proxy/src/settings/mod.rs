@@ -3,6 +3,7 @@
 mod backend;
 mod clients;
 mod connections;
+mod health;
 mod http;
 mod listen;
 mod spares;
@@ -20,6 +21,8 @@ use serde::{Deserialize, Serialize};
 pub use self::backend::BackendAddress;
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
+pub(crate) use self::health::HealthConfig;
+pub use self::health::{CheckKind, HealthSettings, OnRemoved, OnUnhealthy};
 pub(crate) use self::http::HttpConfig;
 pub use self::http::{HttpSettings, ReuseName};
 pub use self::listen::{ListenAddress, Scheme};
@@ -56,6 +59,8 @@ pub struct Settings {
     pub spares: SpareSettings,
     /// Clients' connections.
     pub clients: ClientSettings,
+    /// Which backends are well.
+    pub health: HealthSettings,
     /// How long connections may go on after the proxy was told to end. Default `1m`.
     pub drain_timeout: Span,
 }
@@ -117,6 +122,7 @@ impl Default for Settings {
             http: HttpSettings::default(),
             spares: SpareSettings::default(),
             clients: ClientSettings::default(),
+            health: HealthSettings::default(),
             drain_timeout: Span(Duration::from_secs(60)),
         }
     }
@@ -136,6 +142,8 @@ pub struct ProxyConfig {
     pub(crate) http: HttpConfig,
     pub(crate) spares: Option<SpareSettings>,
     pub(crate) clients: ClientSettings,
+    #[allow(dead_code, reason = "the roster reads it as soon as it is there")]
+    pub(crate) health: HealthConfig,
     pub(crate) drain_timeout: Duration,
 }
 
@@ -171,6 +179,7 @@ impl ProxyConfig {
             http: settings.http.valid()?,
             spares: settings.spares.valid()?.filter(|_| has_spares),
             clients: settings.clients.valid()?,
+            health: settings.health.valid()?,
             drain_timeout: settings.drain_timeout.0,
         })
     }
