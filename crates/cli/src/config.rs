@@ -281,7 +281,7 @@ impl Config {
         let mut proxies: Vec<ProxyConfig> = Vec::new();
         for (n, settings) in file.proxy.iter().enumerate() {
             let table = format!("proxy[{n}]");
-            match ProxyConfig::new(settings, machine.cores) {
+            match ProxyConfig::on_machine(settings, machine.cores, &machine.resolvers) {
                 Ok(config) if proxies.iter().any(|other| other.name() == config.name()) => {
                     let problem =
                         format!("`{}` is the name of another proxy: give each its own", config.name());

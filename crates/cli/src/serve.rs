@@ -87,7 +87,9 @@ fn start_proxy(config: ProxyConfig, admin: &str) -> Result<(forebay_proxy::Serve
     let (workers, backends) = (config.workers(), listed(config.backends()));
     let (name, mode, limit) = (config.name().to_owned(), config.mode().as_str(), config.drain_timeout());
     let server = forebay_proxy::start(config).map_err(|error| match error {
-        forebay_proxy::StartError::Bind { .. } => Failure::wrong(error.to_string()),
+        forebay_proxy::StartError::Bind { .. } | forebay_proxy::StartError::Discovery(_) => {
+            Failure::wrong(error.to_string())
+        }
         _ => Failure::failed(error.to_string()),
     })?;
     tracing::info!(

@@ -31,6 +31,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("proxy", "../proxy/src/settings/mod.rs", "Settings"),
     ("proxy.connections", "../proxy/src/settings/connections.rs", "ConnectionSettings"),
     ("proxy.spares", "../proxy/src/settings/spares.rs", "SpareSettings"),
+    ("proxy.discovery", "../proxy/src/settings/discovery.rs", "DiscoverySettings"),
     ("proxy.clients", "../proxy/src/settings/clients.rs", "ClientSettings"),
     ("admin", "src/config.rs", "AdminSettings"),
     ("log", "src/config.rs", "LogSettings"),

@@ -14,6 +14,7 @@ mod backends;
 mod bind;
 #[allow(dead_code, reason = "the roster calls it as soon as it is there")]
 mod checks;
+mod discover;
 mod http;
 mod opaque;
 mod settings;
@@ -32,10 +33,12 @@ use forebay::{Limits, Snapshot, sys};
 use tokio::sync::{oneshot, watch};
 
 use self::backends::Backends;
+use self::discover::{DiscoverError, Discovered, Discovery};
+pub use self::discover::{DiscoveryStats, Source};
 pub use self::settings::{
-    BackendAddress, BalanceName, CheckKind, ClientSettings, ConnectionSettings, HealthSettings, HttpSettings,
-    ListenAddress, Mode, OnRemoved, OnUnhealthy, PoolMode, ProxyConfig, ReuseName, Scheme, Settings,
-    SettingsError, SpareSettings,
+    BackendAddress, BalanceName, CheckKind, ClientSettings, ConnectionSettings, DiscoverySettings,
+    HealthSettings, HttpSettings, ListenAddress, Mode, OnRemoved, OnUnhealthy, PoolMode, ProxyConfig,
+    ReuseName, Scheme, Settings, SettingsError, SpareSettings,
 };
 pub use self::stats::{Kind, ProxyFigures};
 use self::worker::{Phase, Started, WorkerSeed};
@@ -60,6 +63,7 @@ struct Worker {
 pub struct Handle {
     config: Arc<ProxyConfig>,
     backends: Arc<Backends>,
+    discovery: Option<Arc<Discovery>>,
     workers: Arc<[Started]>,
 }
 
@@ -71,7 +75,14 @@ pub struct Handle {
 pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
     let config = Arc::new(config);
     let listeners = bind::bind_all(&config.listen, config.workers)?;
-    let backends = Arc::new(Backends::new(&config, sys::now(), random()?));
+    let discovery = match &config.discovery {
+        Some(discovery) => {
+            Some(Discovery::start(&config.name, discovery, &config.backends, &listeners.addresses)?)
+        }
+        None => None,
+    };
+    let list = discovery.as_ref().map_or_else(|| Discovered::fixed(&config.backends), Discovery::list);
+    let backends = Arc::new(Backends::new(&config, list, sys::now(), random()?));
     let machine = Machine::of_process().map_err(|error| StartError::Thread { error })?;
     let (phase, _) = watch::channel(Phase::Serving);
     let places = Arc::new(Places::new(config.clients.connections_max, config.clients.connections_per_client));
@@ -103,7 +114,7 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
         workers.push(Worker { ended, thread: Some(thread) });
         all.push(started);
     }
-    let handle = Handle { config, backends, workers: all.into() };
+    let handle = Handle { config, backends, discovery: discovery.map(Arc::new), workers: all.into() };
     Ok(Server { addresses: listeners.addresses, phase, workers, handle })
 }
 
@@ -175,6 +186,11 @@ impl Handle {
         all
     }
 
+    /// Returns the figures of discovery; `None` if backends are only those that are named.
+    pub fn discovery(&self) -> Option<DiscoveryStats> {
+        self.discovery.as_ref().map(|discovery| discovery.stats())
+    }
+
     /// Returns how many workers live.
     pub fn workers(&self) -> usize {
         self.workers.iter().filter(|worker| worker.lives()).count()
@@ -211,8 +227,19 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// The list of backends cannot be had: the text names the file, and what to do.
+    Discovery(String),
     /// The system gave no randomness.
     Random,
+}
+
+impl From<DiscoverError> for StartError {
+    fn from(error: DiscoverError) -> Self {
+        match error {
+            DiscoverError::File(problem) => Self::Discovery(problem),
+            DiscoverError::System(error) => Self::Thread { error },
+        }
+    }
 }
 
 impl fmt::Display for StartError {
@@ -234,6 +261,7 @@ impl fmt::Display for StartError {
                 _ => write!(f, "cannot listen on {address}: {error}"),
             },
             Self::Thread { error } => write!(f, "cannot start a worker: {error}"),
+            Self::Discovery(problem) => f.write_str(problem),
             Self::Random => f.write_str("the system gives no random numbers"),
         }
     }
@@ -243,7 +271,7 @@ impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Bind { error, .. } | Self::Thread { error } => Some(error),
-            Self::Random => None,
+            Self::Discovery(_) | Self::Random => None,
         }
     }
 }

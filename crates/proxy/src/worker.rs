@@ -137,9 +137,15 @@ impl Shell {
         let config = seed.config;
         let service = match config.mode {
             Mode::Opaque | Mode::Passthrough => {
-                Service::Opaque(Opaque::new(&config, seed.machine, seed.seed)?)
+                Service::Opaque(Opaque::new(&config, &seed.backends, seed.machine, seed.seed)?)
             }
-            Mode::Http => Service::Http(Box::new(Http::new(&config, seed.machine, seed.limits, seed.seed)?)),
+            Mode::Http => Service::Http(Box::new(Http::new(
+                &config,
+                &seed.backends,
+                seed.machine,
+                seed.limits,
+                seed.seed,
+            )?)),
         };
         let shell = Rc::new(Self {
             backends: seed.backends,

@@ -40,6 +40,7 @@ use self::connector::HttpConnector;
 use self::exchange::{Alarm, Patience};
 use self::front1::{Front1, FrontDesk};
 use self::send::{Refused, Sent, Session};
+use crate::backends::{self, Backends};
 use crate::settings::{HttpConfig, ProxyConfig};
 use crate::worker::{Figured, Shell, refuse};
 
@@ -85,6 +86,7 @@ enum NoHead {
 impl Http {
     pub(crate) fn new(
         config: &ProxyConfig,
+        backends: &Backends,
         machine: Arc<Machine>,
         limits: Arc<Limits<crate::BackendAddress>>,
         seed: u64,
@@ -92,7 +94,6 @@ impl Http {
         let pool = |config: &ProxyConfig, policy: Config, seed| {
             Pool::builder(HttpConnector::new(config))
                 .name(&*config.name)
-                .endpoints(config.backends.iter().cloned())
                 .config(policy)
                 .budget(Arc::clone(&machine))
                 .limits(Arc::clone(&limits))
@@ -102,14 +103,19 @@ impl Http {
                 .map_err(io::Error::other)
         };
         let http = config.http.clone();
+        let kept = pool(config, config.pool, seed)?;
+        let fresh = pool(config, Config { uses_max: Some(1), ..config.pool }, seed.rotate_left(32))?;
+        for pool in [&kept, &fresh] {
+            tokio::task::spawn_local(backends::follow(pool.clone(), backends.list()));
+        }
         Ok(Self {
             patience: Patience {
                 response: http.response_timeout,
                 body: http.body_timeout,
                 idle: config.clients.idle_timeout.0,
             },
-            pool: pool(config, config.pool, seed)?,
-            fresh: pool(config, Config { uses_max: Some(1), ..config.pool }, seed.rotate_left(32))?,
+            pool: kept,
+            fresh,
             desks: RefCell::default(),
             budget: RefCell::default(),
             ids: Cell::new((seed, 0)),

@@ -13,6 +13,7 @@ use super::Http;
 use super::back1::{Back1, BackDesk};
 use super::connector::HttpConnector;
 use super::exchange::{Alarm, Back, Broken, Failed, Failure, Front, attempt};
+use crate::backends;
 use crate::settings::BackendAddress;
 use crate::worker::Shell;
 
@@ -201,7 +202,7 @@ impl Http {
             let backend = match again.take() {
                 Some(backend) => backend,
                 None => match shell.backends.pick(tried) {
-                    Some(backend) => backend.clone(),
+                    Some(backend) => backend,
                     None => break,
                 },
             };
@@ -243,15 +244,15 @@ impl Http {
     ) -> Result<(Held, bool), AcquireError> {
         let reuse = self.config.reuse;
         if must_be_new || reuse == Reuse::Never {
-            return Ok((self.fresh.acquire_at_until(backend, until).await?, true));
+            return Ok((backends::acquire_at(&self.fresh, backend, until).await?, true));
         }
-        let lease = self.pool.acquire_at_until(backend, until).await?;
+        let lease = backends::acquire_at(&self.pool, backend, until).await?;
         if reuse.admits(session.is_first, is_replayable, lease.uses) {
             return Ok((lease, false));
         }
         lease.unused();
         // The client's own, for as long as it stays.
-        Ok((self.fresh.acquire_at_until(backend, until).await?, true))
+        Ok((backends::acquire_at(&self.fresh, backend, until).await?, true))
     }
 
     /// A request has failed for good.

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use self::connector::BackendConnector;
 use self::relay::{End, Relay};
+use crate::backends::{self, Backends};
 use crate::settings::ProxyConfig;
 use crate::worker::{Figured, Shell, refuse};
 
@@ -24,16 +25,21 @@ pub(crate) struct Opaque {
 }
 
 impl Opaque {
-    pub(crate) fn new(config: &ProxyConfig, machine: Arc<Machine>, seed: u64) -> io::Result<Self> {
+    pub(crate) fn new(
+        config: &ProxyConfig,
+        backends: &Backends,
+        machine: Arc<Machine>,
+        seed: u64,
+    ) -> io::Result<Self> {
         let pool = Pool::builder(BackendConnector::new(config))
             .name(&*config.name)
-            .endpoints(config.backends.iter().cloned())
             .config(config.pool)
             .budget(machine)
             .shards(1)
             .seed(seed)
             .build()
             .map_err(io::Error::other)?;
+        tokio::task::spawn_local(backends::follow(pool.clone(), backends.list()));
         Ok(Self { pool })
     }
 
@@ -71,7 +77,7 @@ impl Opaque {
         let mut tried = Vec::new();
         while let Some(backend) = shell.backends.pick(&tried) {
             let until = deadline.min(Instant::now() + settings.connect_timeout.0);
-            match self.pool.acquire_at_until(backend, until).await {
+            match backends::acquire_at(&self.pool, &backend, until).await {
                 Ok(lease) => {
                     return Some(lease);
                 }
@@ -83,7 +89,7 @@ impl Opaque {
             if Instant::now() >= deadline {
                 break;
             }
-            tried.push(backend.clone());
+            tried.push(backend);
         }
         let (proxy, tried) = (&*shell.config.name, tried.len());
         tracing::warn!(proxy, %peer, tried, "a client is refused: no backend can be reached");

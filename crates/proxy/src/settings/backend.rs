@@ -51,8 +51,8 @@ pub(super) fn backends(
     listen: &[ListenAddress],
 ) -> Result<Vec<BackendAddress>, SettingsError> {
     let wrong = |problem: String| SettingsError { key: "backends".to_owned(), problem };
-    if settings.backends.is_empty() {
-        return Err(wrong("none named: give one, like \"192.0.2.1:8443\"".to_owned()));
+    if settings.backends.is_empty() && !settings.discovery.is_on() {
+        return Err(wrong("none named: give one, like \"192.0.2.1:8443\", or set discovery".to_owned()));
     }
     let mut found: Vec<BackendAddress> = Vec::new();
     for text in &settings.backends {

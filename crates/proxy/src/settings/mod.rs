@@ -3,6 +3,7 @@
 mod backend;
 mod clients;
 mod connections;
+mod discovery;
 mod health;
 mod http;
 mod listen;
@@ -12,6 +13,7 @@ mod spares;
 mod tests;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 pub use forebay::settings::{PoolMode, SettingsError};
@@ -21,6 +23,8 @@ use serde::{Deserialize, Serialize};
 pub use self::backend::BackendAddress;
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
+pub use self::discovery::DiscoverySettings;
+pub(crate) use self::discovery::{DiscoveryConfig, DnsConfig, DnsQuestion, KubeConfig};
 pub(crate) use self::health::HealthConfig;
 pub use self::health::{CheckKind, HealthSettings, OnRemoved, OnUnhealthy};
 pub(crate) use self::http::HttpConfig;
@@ -41,7 +45,7 @@ pub struct Settings {
     /// never given to another client, but spares are dialled ahead; `passthrough`, the same without spares; `http`, HTTP
     /// requests, which share connections. Default `opaque`.
     pub mode: Mode,
-    /// Where clients are sent: addresses with a port.
+    /// Where clients are sent: addresses with a port. With `discovery`, where to begin; then they may be left out.
     pub backends: Vec<String>,
     /// Which backend serves the next client: `round_robin`, one after the other; `random`; `least_connections`, the one
     /// with the fewest; `p2c`, the better of two chosen at random, by latency and load; `source_hash`, always the same for
@@ -63,6 +67,8 @@ pub struct Settings {
     pub health: HealthSettings,
     /// How long connections may go on after the proxy was told to end. Default `1m`.
     pub drain_timeout: Span,
+    /// Where backends come from, besides those that are named.
+    pub discovery: DiscoverySettings,
 }
 
 /// What is understood of what is passed on.
@@ -124,6 +130,7 @@ impl Default for Settings {
             clients: ClientSettings::default(),
             health: HealthSettings::default(),
             drain_timeout: Span(Duration::from_secs(60)),
+            discovery: DiscoverySettings::default(),
         }
     }
 }
@@ -145,6 +152,7 @@ pub struct ProxyConfig {
     #[allow(dead_code, reason = "the roster reads it as soon as it is there")]
     pub(crate) health: HealthConfig,
     pub(crate) drain_timeout: Duration,
+    pub(crate) discovery: Option<DiscoveryConfig>,
 }
 
 impl ProxyConfig {
@@ -154,6 +162,20 @@ impl ProxyConfig {
     ///
     /// The first key whose value cannot be.
     pub fn new(settings: &Settings, cores: usize) -> Result<Self, SettingsError> {
+        Self::on_machine(settings, cores, &[])
+    }
+
+    /// Makes a configuration, as [`ProxyConfig::new`] does, on a machine with these resolvers, which are asked when
+    /// backends come from DNS and no server is named.
+    ///
+    /// # Errors
+    ///
+    /// The first key whose value cannot be.
+    pub fn on_machine(
+        settings: &Settings,
+        cores: usize,
+        resolvers: &[IpAddr],
+    ) -> Result<Self, SettingsError> {
         let listen = listen::listen(&settings.listen)?;
         let backends = backend::backends(settings, &listen)?;
         if settings.workers > WORKERS_MAX {
@@ -181,6 +203,7 @@ impl ProxyConfig {
             clients: settings.clients.valid()?,
             health: settings.health.valid()?,
             drain_timeout: settings.drain_timeout.0,
+            discovery: settings.discovery.valid(resolvers)?,
         })
     }
 
