@@ -237,7 +237,14 @@ impl Stream {
         match &self.tls {
             None => {
                 buffer.reserve(READ_BYTES);
-                self.socket.try_read_buf(buffer)
+                let room = buffer.capacity() - buffer.len();
+                let read = self.socket.try_read_buf(buffer)?;
+                if read < room {
+                    // The socket is empty: who reads again waits for news, instead of asking the kernel once more. That it
+                    // has ended is never forgotten.
+                    let _ = self.socket.try_io(Interest::READABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
+                }
+                Ok(read)
             }
             Some(tls) => self.decrypt(&mut tls.borrow_mut(), buffer),
         }
