@@ -242,7 +242,8 @@ impl Stream {
                 if read < room {
                     // The socket is empty: who reads again waits for news, instead of asking the kernel once more. That it
                     // has ended is never forgotten.
-                    let _ = self.socket.try_io(Interest::READABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
+                    let _ =
+                        self.socket.try_io(Interest::READABLE, || Err::<(), _>(ErrorKind::WouldBlock.into()));
                 }
                 Ok(read)
             }

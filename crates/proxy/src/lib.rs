@@ -12,10 +12,10 @@
 
 mod backends;
 mod bind;
-#[allow(dead_code, reason = "the roster calls it as soon as it is there")]
 mod checks;
 mod discover;
 mod http;
+mod keeper;
 mod opaque;
 mod settings;
 mod stats;
@@ -30,11 +30,13 @@ use std::time::Duration;
 use forebay::dial::Machine;
 use forebay::places::Places;
 use forebay::{Limits, Snapshot, sys};
+use forebay_proxy_core::roster::RosterConfig;
 use tokio::sync::{oneshot, watch};
 
 use self::backends::Backends;
 use self::discover::{DiscoverError, Discovered, Discovery};
 pub use self::discover::{DiscoveryStats, Source};
+use self::keeper::Keeper;
 pub use self::settings::{
     BackendAddress, BalanceName, CheckKind, ClientSettings, ConnectionSettings, DiscoverySettings,
     HealthSettings, HttpSettings, ListenAddress, Mode, OnRemoved, OnUnhealthy, PoolMode, ProxyConfig,
@@ -50,6 +52,7 @@ pub struct Server {
     phase: watch::Sender<Phase>,
     workers: Vec<Worker>,
     handle: Handle,
+    _keeper: Keeper,
 }
 
 #[derive(Debug)]
@@ -82,7 +85,13 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
         None => None,
     };
     let list = discovery.as_ref().map_or_else(|| Discovered::fixed(&config.backends), Discovery::list);
-    let backends = Arc::new(Backends::new(&config, list, sys::now(), random()?));
+    // Discovery decides whether an empty list is to be believed.
+    let roster = RosterConfig { allow_empty: config.discovery.is_some(), ..config.health.roster };
+    let backends =
+        Backends::new(&config.name, roster, &list.borrow().shares(config.balance), sys::now(), random()?)
+            .map_err(|error| StartError::Thread { error: io::Error::other(error) })?;
+    let backends = Arc::new(backends);
+    let keeper = Keeper::start(Arc::clone(&backends), list, &config)?;
     let machine = Machine::of_process().map_err(|error| StartError::Thread { error })?;
     let (phase, _) = watch::channel(Phase::Serving);
     let places = Arc::new(Places::new(config.clients.connections_max, config.clients.connections_per_client));
@@ -115,7 +124,7 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
         all.push(started);
     }
     let handle = Handle { config, backends, discovery: discovery.map(Arc::new), workers: all.into() };
-    Ok(Server { addresses: listeners.addresses, phase, workers, handle })
+    Ok(Server { addresses: listeners.addresses, phase, workers, handle, _keeper: keeper })
 }
 
 impl Server {
@@ -196,9 +205,9 @@ impl Handle {
         self.workers.iter().filter(|worker| worker.lives()).count()
     }
 
-    /// Whether a client would be sent somewhere: some backend is there.
+    /// Whether a client would be sent somewhere with some hope: some backend is neither unhealthy nor ejected.
     pub fn is_ready(&self) -> bool {
-        !self.backends.is_empty()
+        self.backends.is_ready()
     }
 }
 

@@ -80,6 +80,8 @@ figures! {
     spares_missed: Counter,
     /// Connections that ended because nothing had moved on them for too long.
     ended_idle: Counter,
+    /// Connections that were cut because their backend was removed or failed its checks.
+    cut: Counter,
     /// Connections that ended with an error on the client's side.
     failed_client: Counter,
     /// Connections that ended with an error on the backend's side.

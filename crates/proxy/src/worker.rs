@@ -1,30 +1,30 @@
 //! One worker: a thread, a single-threaded runtime, listeners, a pool, and a task for each client.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use forebay::dial::Machine;
 use forebay::places::{Place, Places};
 use forebay::{Blame, EndpointSnapshot, Limits, sys};
+use forebay_core::Rng;
+use forebay_proxy_core::roster::{Active, BackendId, Tried};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::LocalOptions;
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
-use crate::backends::Backends;
+use crate::backends::{Backends, Known, Parting, View};
 use crate::http::Http;
-use crate::opaque::Opaque;
+use crate::opaque::{Buffers, Opaque};
 use crate::settings::{BackendAddress, Mode, ProxyConfig};
 use crate::stats::Figures;
-
-/// Where what is passed on stands for a moment, in bytes: one buffer for all connections of a worker, since nothing
-/// stays in it.
-const SCRATCH_BYTES: usize = 64 << 10;
 
 /// How long nobody is accepted after the machine had no descriptor for one more.
 const PAUSE_WITHOUT_DESCRIPTORS: Duration = Duration::from_millis(10);
@@ -75,6 +75,24 @@ pub(crate) enum Service {
     Http(Box<Http>),
 }
 
+impl Service {
+    /// Makes room for connections to a backend.
+    fn adopt(&self, backend: &BackendAddress) {
+        match self {
+            Self::Opaque(opaque) => opaque.adopt(backend),
+            Self::Http(http) => http.adopt(backend),
+        }
+    }
+
+    /// Closes connections to a backend that nobody uses, and lets those in use end.
+    fn purge(&self, backend: &BackendAddress) {
+        match self {
+            Self::Opaque(opaque) => opaque.purge(backend),
+            Self::Http(http) => http.purge(backend),
+        }
+    }
+}
+
 impl fmt::Debug for Started {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Started").field("figures", &self.figures).finish_non_exhaustive()
@@ -93,8 +111,10 @@ pub(crate) struct Shell {
     pub(crate) config: Arc<ProxyConfig>,
     pub(crate) backends: Arc<Backends>,
     service: Service,
+    view: RefCell<View>,
+    sessions: Sessions,
     pub(crate) figures: Arc<Figures>,
-    pub(crate) scratch: RefCell<Box<[u8]>>,
+    pub(crate) buffers: RefCell<Buffers>,
     places: Arc<Places>,
     draining: Cell<bool>,
     /// Woken when no more clients are taken.
@@ -137,27 +157,29 @@ impl Shell {
         let config = seed.config;
         let service = match config.mode {
             Mode::Opaque | Mode::Passthrough => {
-                Service::Opaque(Opaque::new(&config, &seed.backends, seed.machine, seed.seed)?)
+                Service::Opaque(Opaque::new(&config, seed.machine, seed.limits, seed.seed)?)
             }
-            Mode::Http => Service::Http(Box::new(Http::new(
-                &config,
-                &seed.backends,
-                seed.machine,
-                seed.limits,
-                seed.seed,
-            )?)),
+            Mode::Http => Service::Http(Box::new(Http::new(&config, seed.machine, seed.limits, seed.seed)?)),
         };
         let shell = Rc::new(Self {
+            view: RefCell::new(View::new(&seed.backends, config.balance, seed.seed)),
+            sessions: Sessions::default(),
             backends: seed.backends,
             service,
             figures: Arc::default(),
-            scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
+            buffers: RefCell::default(),
             places: seed.places,
             draining: Cell::new(false),
             drains: Notify::new(),
             empty: Notify::new(),
             config,
         });
+        tokio::task::spawn_local(Rc::clone(&shell).part(shell.backends.partings()));
+        shell.view.borrow().list().iter().for_each(|backend| shell.service.adopt(backend.key()));
+        match &shell.service {
+            Service::Opaque(opaque) => opaque.start(&shell),
+            Service::Http(_) => {}
+        }
         for listener in listeners {
             let listener = TcpListener::from_std(listener)?;
             tokio::task::spawn_local(Rc::clone(&shell).accept(listener, seed.phase.clone()));
@@ -232,6 +254,42 @@ impl Shell {
         self.drains.notified()
     }
 
+    /// Chooses a backend for a client that was not tried yet. `None` if all were.
+    pub(crate) fn pick(&self, peer: IpAddr, tried: &Tried) -> Option<Known> {
+        let mut view = self.view.borrow_mut();
+        if let Some(list) = view.refresh(&self.backends) {
+            list.iter().for_each(|backend| self.service.adopt(backend.key()));
+        }
+        view.pick(hash_of(peer), tried)
+    }
+
+    /// Notes a client's connection to a backend: it may have to be cut.
+    pub(crate) fn enter(&self, backend: &Known) -> Session<'_> {
+        self.sessions.enter(backend.id())
+    }
+
+    /// Ends connections to backends that are to be left.
+    async fn part(self: Rc<Self>, mut partings: broadcast::Receiver<Parting>) {
+        loop {
+            match partings.recv().await {
+                Ok(Parting { backend, active }) => {
+                    self.service.purge(backend.key());
+                    // It may have come back meanwhile, or be unhealthy only.
+                    let stays = |known: &Known| known.key() == backend.key();
+                    if self.backends.list().0.iter().any(stays) {
+                        self.service.adopt(backend.key());
+                    }
+                    if active == Active::Close {
+                        self.figures.cut.add(self.sessions.cut(backend.id()));
+                    }
+                }
+                // What was missed is an idle connection, which ends by itself.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
     /// Whether no more clients are taken.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.get()
@@ -260,8 +318,78 @@ impl Drop for Open {
     }
 }
 
+/// Clients' connections to backends, so that they can be cut.
+#[derive(Default)]
+struct Sessions {
+    all: RefCell<HashMap<u64, (BackendId, Rc<Cut>)>>,
+    next: Cell<u64>,
+}
+
+/// Whether a connection is to be cut, and who is to be told.
+#[derive(Default)]
+struct Cut {
+    cut: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// One client's connection to a backend, until it is dropped.
+pub(crate) struct Session<'a> {
+    sessions: &'a Sessions,
+    number: u64,
+    cut: Rc<Cut>,
+}
+
+impl Sessions {
+    fn enter(&self, backend: BackendId) -> Session<'_> {
+        let (number, cut) = (self.next.get(), Rc::new(Cut::default()));
+        self.next.set(number + 1);
+        self.all.borrow_mut().insert(number, (backend, Rc::clone(&cut)));
+        Session { sessions: self, number, cut }
+    }
+
+    /// Cuts all connections to a backend. Returns how many.
+    fn cut(&self, backend: BackendId) -> u64 {
+        let mut n = 0;
+        for (_, cut) in self.all.borrow().values().filter(|(at, cut)| *at == backend && !cut.cut.get()) {
+            cut.cut.set(true);
+            n += 1;
+            cut.waker.take().into_iter().for_each(Waker::wake);
+        }
+        n
+    }
+}
+
+impl Session<'_> {
+    /// Whether it is to be cut; if not, the task is woken when it is.
+    pub(crate) fn is_cut(&self, cx: &Context<'_>) -> bool {
+        if self.cut.cut.get() {
+            return true;
+        }
+        let mut waker = self.cut.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        false
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.sessions.all.borrow_mut().remove(&self.number);
+    }
+}
+
+/// What stands for a client when backends are chosen by it.
+fn hash_of(ip: IpAddr) -> u64 {
+    let bits = match ip.to_canonical() {
+        IpAddr::V4(ip) => u128::from(ip.to_bits()),
+        IpAddr::V6(ip) => ip.to_bits(),
+    };
+    Rng::new(bits as u64 ^ (bits >> 64) as u64).next_u64()
+}
+
 /// Closes a connection so that its peer hears at once, and nothing of it is left here.
 pub(crate) fn refuse(stream: &TcpStream) {
     // It may have gone already.
-    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    let _ = sys::socket::reset_on_close(stream);
 }

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use forebay_proxy::{DiscoverySettings, ProxyConfig, Server, Settings, Source, StartError, start};
+use forebay_proxy::{
+    DiscoverySettings, HealthSettings, OnRemoved, ProxyConfig, Server, Settings, Source, StartError, start,
+};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,6 +47,7 @@ fn proxy(file: &Path) -> Result<Server, StartError> {
         listen: vec!["127.0.0.1:0".to_owned()],
         workers: 1,
         discovery: DiscoverySettings { file: file.to_owned(), ..DiscoverySettings::default() },
+        health: HealthSettings { on_removed: OnRemoved::Drain, ..HealthSettings::default() },
         ..Settings::default()
     };
     start(ProxyConfig::new(&settings, 1).unwrap())

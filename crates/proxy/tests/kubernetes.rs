@@ -159,7 +159,7 @@ fn another_server_is_asked_when_one_dies_and_the_file_follows() {
     wanted.sort();
     let wanted = json!({ "endpoints": wanted }).to_string();
     until("the file", || fs::read_to_string(&file).unwrap() == wanted);
-    assert_eq!(known(&proxy), 2);
+    until("the pools follow", || known(&proxy) == 2);
     assert!(!fs::read_to_string(&file).unwrap().contains(&died.to_string()));
 }
 

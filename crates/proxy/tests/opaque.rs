@@ -58,6 +58,15 @@ fn rest(stream: &mut TcpStream) -> Vec<u8> {
     bytes
 }
 
+/// Waits until something is so.
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "not so: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn what_a_client_sends_comes_back_from_the_backend() {
     let server = proxy(&[backend(echo)], |_| {});
@@ -71,8 +80,116 @@ fn what_a_client_sends_comes_back_from_the_backend() {
     });
     assert!(rest(&mut client) == expected);
     writing.join().unwrap();
+    eventually("all is counted", || {
+        let figures = server.handle().figures();
+        (figures.bytes_up, figures.bytes_down) == (3 << 20, 3 << 20)
+    });
+}
+
+#[test]
+fn much_in_a_row_goes_by_without_being_copied_and_comes_out_the_same() {
+    let server = proxy(&[backend(echo)], |_| {});
+    let mut client = client(&server);
+    let sent: Arc<Vec<u8>> = Arc::new((0..64 << 20).map(|n: u32| (n % 251) as u8).collect());
+    let mut writer = client.try_clone().unwrap();
+    let bytes = Arc::clone(&sent);
+    let writing = thread::spawn(move || {
+        writer.write_all(&bytes).unwrap();
+        // Small pieces afterwards are copied again.
+        for _ in 0..64 {
+            writer.write_all(b"small").unwrap();
+            thread::sleep(Duration::from_millis(1));
+        }
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let came = rest(&mut client);
+    writing.join().unwrap();
+    assert!(came[..64 << 20] == sent[..] && came[64 << 20..] == b"small".repeat(64)[..]);
     let figures = server.handle().figures();
-    assert_eq!((figures.bytes_up, figures.bytes_down), (3 << 20, 3 << 20));
+    assert!(figures.bytes_spliced > 32 << 20, "{figures:?}");
+}
+
+#[test]
+fn a_half_close_is_passed_on_either_way_and_the_other_way_goes_on() {
+    // This one closes first, and then reads to the end.
+    let (told, heard) = std::sync::mpsc::channel();
+    let told = std::sync::Mutex::new(told);
+    let first = backend(move |mut stream, _| {
+        stream.write_all(b"bye").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut bytes = Vec::new();
+        // A spare that nobody takes says nothing, and ends when it is no longer wanted.
+        if stream.read_to_end(&mut bytes).is_ok_and(|n| n > 0) {
+            told.lock().unwrap().send(bytes).unwrap();
+        }
+    });
+    let server = proxy(&[first], |_| {});
+    let mut client = client(&server);
+    assert_eq!(rest(&mut client), b"bye");
+    client.write_all(b"still here").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), b"still here");
+}
+
+#[test]
+fn a_reset_is_passed_on_as_one() {
+    let server = proxy(
+        &[backend(|mut stream, _| {
+            let _ = stream.read(&mut [0; 1]);
+            forebay::sys::socket::reset_on_close(&stream).unwrap();
+        })],
+        |_| {},
+    );
+    let mut client = client(&server);
+    client.write_all(b"x").unwrap();
+    let error = client.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    eventually("it is counted", || server.handle().figures().failed_backend == 1);
+}
+
+#[test]
+fn nothing_that_moves_for_long_ends_a_connection() {
+    let server =
+        proxy(&[backend(echo)], |settings| settings.clients.idle_timeout.0 = Duration::from_millis(300));
+    let mut client = client(&server);
+    for _ in 0..5 {
+        thread::sleep(Duration::from_millis(100));
+        client.write_all(b"x").unwrap();
+        client.read_exact(&mut [0; 1]).unwrap();
+    }
+    assert_eq!(rest(&mut client), b"");
+    eventually("it is counted", || server.handle().figures().ended_idle == 1);
+}
+
+#[test]
+fn clients_that_keep_coming_find_spares_and_without_them_spares_go() {
+    let address = backend(echo);
+    let round = |server: &Server| {
+        let mut client = client(server);
+        client.write_all(b"x").unwrap();
+        client.read_exact(&mut [0; 1]).unwrap();
+    };
+    let server = proxy(&[address], |settings| settings.spares.linger.0 = Duration::from_millis(500));
+    for _ in 0..100 {
+        round(&server);
+        thread::sleep(Duration::from_millis(2));
+    }
+    let figures = server.handle().figures();
+    assert!(figures.spares_used >= 90, "{figures:?}");
+    let idle = || server.handle().backends()[0].snapshot.idle;
+    assert!(idle() > 0);
+    eventually("spares go", || idle() == 0);
+    // None where none are wanted.
+    for change in [
+        (|settings: &mut Settings| settings.spares.max = 0) as fn(&mut Settings),
+        |settings| settings.mode = forebay_proxy::Mode::Passthrough,
+        |settings| settings.pool = forebay_proxy::PoolMode::Off,
+    ] {
+        let server = proxy(&[address], change);
+        (0..20).for_each(|_| round(&server));
+        let figures = server.handle().figures();
+        assert_eq!(figures.spares_used, 0, "{figures:?}");
+    }
 }
 
 #[test]

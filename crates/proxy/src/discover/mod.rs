@@ -65,14 +65,13 @@ impl Discovered {
         watch::channel(Self { endpoints, source: Source::Configured, at: sys::now() }).1
     }
 
-    /// Returns the part of a list that clients are sent to: those with the best priority, of which each gets its share
-    /// (RFC 2782), or all in order where the first that is well is wanted.
-    pub(crate) fn in_use(list: &[Found], balance: BalanceName) -> &[Found] {
-        if balance == BalanceName::FirstHealthy {
-            return list;
-        }
-        let best = list.first().map(|found| found.priority);
-        &list[..list.iter().take_while(|found| Some(found.priority) == best).count()]
+    /// Returns the part of the list that clients are sent to, with shares: those with the best priority, of which each
+    /// gets its share (RFC 2782), or all in order where the first that is well is wanted.
+    pub(crate) fn shares(&self, balance: BalanceName) -> Vec<(BackendAddress, u32)> {
+        let best = self.endpoints.first().map(|found| found.priority);
+        let is_wanted = |found: &&Found| balance == BalanceName::FirstHealthy || Some(found.priority) == best;
+        let share = |found: &Found| (found.backend.clone(), u32::from(found.weight));
+        self.endpoints.iter().filter(is_wanted).map(share).collect()
     }
 }
 

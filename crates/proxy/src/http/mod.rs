@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use forebay::dial::Machine;
 use forebay::stream::Stream;
-use forebay::{Limits, Pool, sys};
+use forebay::{Limits, Pool, Removal, sys};
 use forebay_core::Config;
 use forebay_proxy_core::http1::{Client, Expectation, HeadError, write_decimal};
 use forebay_proxy_core::rules::RetryBudget;
@@ -40,8 +40,7 @@ use self::connector::HttpConnector;
 use self::exchange::{Alarm, Patience};
 use self::front1::{Front1, FrontDesk};
 use self::send::{Refused, Sent, Session};
-use crate::backends::{self, Backends};
-use crate::settings::{HttpConfig, ProxyConfig};
+use crate::settings::{BackendAddress, HttpConfig, ProxyConfig};
 use crate::worker::{Figured, Shell, refuse};
 
 /// Desks that are kept for the next request, per worker: as many requests as are commonly in progress at once.
@@ -86,9 +85,8 @@ enum NoHead {
 impl Http {
     pub(crate) fn new(
         config: &ProxyConfig,
-        backends: &Backends,
         machine: Arc<Machine>,
-        limits: Arc<Limits<crate::BackendAddress>>,
+        limits: Arc<Limits<BackendAddress>>,
         seed: u64,
     ) -> io::Result<Self> {
         let pool = |config: &ProxyConfig, policy: Config, seed| {
@@ -103,24 +101,31 @@ impl Http {
                 .map_err(io::Error::other)
         };
         let http = config.http.clone();
-        let kept = pool(config, config.pool, seed)?;
-        let fresh = pool(config, Config { uses_max: Some(1), ..config.pool }, seed.rotate_left(32))?;
-        for pool in [&kept, &fresh] {
-            tokio::task::spawn_local(backends::follow(pool.clone(), backends.list()));
-        }
         Ok(Self {
             patience: Patience {
                 response: http.response_timeout,
                 body: http.body_timeout,
                 idle: config.clients.idle_timeout.0,
             },
-            pool: kept,
-            fresh,
+            pool: pool(config, config.pool, seed)?,
+            fresh: pool(config, Config { uses_max: Some(1), ..config.pool }, seed.rotate_left(32))?,
             desks: RefCell::default(),
             budget: RefCell::default(),
             ids: Cell::new((seed, 0)),
             config: http,
         })
+    }
+
+    /// Makes room for connections to a backend.
+    pub(crate) fn adopt(&self, backend: &BackendAddress) {
+        self.pool.add_endpoint(backend.clone());
+        self.fresh.add_endpoint(backend.clone());
+    }
+
+    /// Closes connections to a backend that nobody uses, and lets those in use end.
+    pub(crate) fn purge(&self, backend: &BackendAddress) {
+        self.pool.remove_endpoint(backend, Removal::Drain);
+        self.fresh.remove_endpoint(backend, Removal::Drain);
     }
 
     /// Returns what tells the figures of the connections.
@@ -136,7 +141,7 @@ impl Http {
     /// Serves one client, request after request.
     pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr) {
         let stream = Stream::plain(client);
-        let mut session = Session::new(Client::new(peer.ip(), stream.is_encrypted()));
+        let mut session = Session::new(Client::new(peer.ip(), stream.is_encrypted()), peer.ip());
         let mut alarm = Alarm::default();
         let mut desk: Option<Box<Desk>> = None;
         loop {

@@ -2,18 +2,21 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use forebay::{AcquireError, Cause, Exclusive, Lease, sys};
 use forebay_proxy_core::http1::{Announce, Body, Client, Method, RequestOut, request_body};
+use forebay_proxy_core::roster::Tried;
 use forebay_proxy_core::rules::{self, Replay, Reuse, Switch, is_private, wants_upgrade};
 
 use super::Http;
 use super::back1::{Back1, BackDesk};
 use super::connector::HttpConnector;
 use super::exchange::{Alarm, Back, Broken, Failed, Failure, Front, attempt};
-use crate::backends;
+use crate::backends::Known;
 use crate::settings::BackendAddress;
 use crate::worker::Shell;
 
@@ -21,15 +24,17 @@ use crate::worker::Shell;
 #[derive(Debug)]
 pub(super) struct Session {
     client: Client,
+    /// Where it comes from.
+    peer: IpAddr,
     /// Whether no request of it has been sent yet.
     is_first: bool,
     /// A connection that belongs to this client alone.
-    private: Option<(BackendAddress, Held)>,
+    private: Option<(Known, Held)>,
 }
 
 impl Session {
-    pub(super) const fn new(client: Client) -> Self {
-        Self { client, is_first: true, private: None }
+    pub(super) const fn new(client: Client, peer: IpAddr) -> Self {
+        Self { client, peer, is_first: true, private: None }
     }
 }
 
@@ -64,7 +69,7 @@ pub(super) struct Refused {
 
 /// A connection for one request.
 struct Link {
-    backend: BackendAddress,
+    backend: Known,
     lease: Held,
     is_private: bool,
     is_reused: bool,
@@ -92,8 +97,8 @@ impl Http {
         let needs_host = head.authority(bytes).is_empty();
         let is_replayable = method.is_idempotent() && body == Body::None && self.config.retries;
         let id = if self.config.forwarded.request_id { self.next_id() } else { 0 };
-        let mut tried: Vec<BackendAddress> = Vec::new();
-        let mut again: Option<BackendAddress> = None;
+        let mut tried = Tried::new();
+        let mut again: Option<Known> = None;
         loop {
             let mut link = match self.link(shell, session, again.take(), &mut tried, is_replayable).await {
                 Ok(link) => link,
@@ -109,7 +114,9 @@ impl Http {
                 }
             };
             session.is_first = false;
-            let host = if needs_host { link.backend.to_string() } else { String::new() };
+            let known = Arc::clone(&link.backend);
+            let (_visit, began) = (known.enter(), sys::coarse_now());
+            let host = if needs_host { link.backend.key().to_string() } else { String::new() };
             let how = RequestOut {
                 policy: &self.config.forwarded,
                 client: &session.client,
@@ -134,6 +141,9 @@ impl Http {
                     return Sent::Tunnel(Box::new(Tunnel { lease: link.lease, early }));
                 }
                 Ok(finished) => {
+                    let now = sys::coarse_now();
+                    known.note_good();
+                    known.note_latency(now, now.saturating_duration_since(began));
                     let verdict = back.verdict(&finished, method == Method::Connect);
                     let (head, bytes) = back.response();
                     let is_private = link.is_private || is_private(head, bytes);
@@ -142,7 +152,7 @@ impl Http {
                         Ok(()) if is_private => session.private = Some((link.backend, link.lease)),
                         Ok(()) => link.lease.complete(),
                         Err(spoilt) => {
-                            tracing::trace!(backend = %link.backend, why = spoilt.as_str(), "not kept");
+                            tracing::trace!(backend = %link.backend.key(), why = spoilt.as_str(), "not kept");
                             link.lease.complete_last();
                         }
                     }
@@ -151,7 +161,12 @@ impl Http {
                 Err(failure) => failure,
             };
             let Link { backend, lease, is_reused, .. } = link;
-            lease.discard(cause(&failure.failed));
+            let cause = cause(&failure.failed);
+            lease.discard(cause);
+            // That a kept connection has ended meanwhile says nothing of the backend.
+            if !is_reused || failure.answered {
+                shell.backends.note_failed(backend.id(), cause);
+            }
             let replay = replay(&failure, method, is_reused);
             let may_retry = self.config.retries && !failure.begun;
             match replay {
@@ -163,12 +178,12 @@ impl Http {
                 }
                 Some(Replay::Next) if may_retry && self.may_replay() => {
                     shell.figures.retries.add(1);
-                    tried.push(backend);
+                    tried.insert(backend.id());
                     continue;
                 }
                 _ => {}
             }
-            return self.fail(shell, session, &backend, &failure);
+            return self.fail(shell, session, backend.key(), &failure);
         }
     }
 
@@ -182,8 +197,8 @@ impl Http {
         &self,
         shell: &Rc<Shell>,
         session: &mut Session,
-        again: Option<BackendAddress>,
-        tried: &mut Vec<BackendAddress>,
+        again: Option<Known>,
+        tried: &mut Tried,
         is_replayable: bool,
     ) -> Result<Link, Refused> {
         if let Some((backend, lease)) = session.private.take() {
@@ -201,7 +216,7 @@ impl Http {
             let must_be_new = again.is_some();
             let backend = match again.take() {
                 Some(backend) => backend,
-                None => match shell.backends.pick(tried) {
+                None => match shell.pick(session.peer, tried) {
                     Some(backend) => backend,
                     None => break,
                 },
@@ -209,18 +224,19 @@ impl Http {
             let now = Instant::now();
             let deadline = *deadline.get_or_insert(now + settings.connect_budget.0);
             let until = deadline.min(now + settings.connect_timeout.0);
-            match self.acquire(session, &backend, until, must_be_new, is_replayable).await {
+            match self.acquire(session, backend.key(), until, must_be_new, is_replayable).await {
                 Ok((lease, is_private)) => {
                     let is_reused = lease.is_reused();
                     return Ok(Link { backend, lease, is_private, is_reused });
                 }
                 Err(error) => {
                     shell.figures.tried_in_vain.add(1);
-                    tracing::debug!(proxy = &*shell.config.name, %backend, %error, "cannot be reached");
+                    tracing::debug!(proxy = &*shell.config.name, backend = %backend.key(), %error, "cannot be reached");
+                    shell.backends.note_failed(backend.id(), error.cause().unwrap_or(Cause::Timeout));
                     last = Some(error);
                 }
             }
-            tried.push(backend);
+            tried.insert(backend.id());
             if Instant::now() >= deadline {
                 break;
             }
@@ -244,15 +260,15 @@ impl Http {
     ) -> Result<(Held, bool), AcquireError> {
         let reuse = self.config.reuse;
         if must_be_new || reuse == Reuse::Never {
-            return Ok((backends::acquire_at(&self.fresh, backend, until).await?, true));
+            return Ok((self.fresh.acquire_at_until(backend, until).await?, true));
         }
-        let lease = backends::acquire_at(&self.pool, backend, until).await?;
+        let lease = self.pool.acquire_at_until(backend, until).await?;
         if reuse.admits(session.is_first, is_replayable, lease.uses) {
             return Ok((lease, false));
         }
         lease.unused();
         // The client's own, for as long as it stays.
-        Ok((backends::acquire_at(&self.fresh, backend, until).await?, true))
+        Ok((self.fresh.acquire_at_until(backend, until).await?, true))
     }
 
     /// A request has failed for good.

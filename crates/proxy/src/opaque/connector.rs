@@ -1,6 +1,7 @@
 //! Connections whose bytes are not understood.
 
 use std::os::fd::AsFd;
+use std::sync::PoisonError;
 use std::task::{Context, Poll};
 
 use forebay::dial::{Route, SocketEndpoint, Tcp, Transport};
@@ -9,17 +10,20 @@ use forebay::{Connector, Dial, DialError};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
+use super::spares::Dialled;
 use crate::settings::{BackendAddress, ProxyConfig};
 
 /// Dials backends.
 #[derive(Debug)]
 pub(crate) struct BackendConnector {
     tcp: Tcp,
+    /// Who wants to know how long dials take.
+    dialled: Option<Dialled>,
 }
 
 impl BackendConnector {
-    pub(crate) fn new(config: &ProxyConfig) -> Self {
-        Self { tcp: Tcp::new(config.connections.tcp()) }
+    pub(super) fn new(config: &ProxyConfig, dialled: Option<Dialled>) -> Self {
+        Self { tcp: Tcp::new(config.connections.tcp()), dialled }
     }
 }
 
@@ -28,8 +32,14 @@ impl Connector for BackendConnector {
     type Endpoint = BackendAddress;
 
     async fn connect(&self, dial: Dial<BackendAddress>) -> Result<TcpStream, DialError> {
-        let endpoint = SocketEndpoint::from(dial.endpoint.address);
-        self.tcp.connect(Dial { endpoint, timeout: dial.timeout, reporter: dial.reporter }).await
+        let (endpoint, began) = (SocketEndpoint::from(dial.endpoint.address), sys::now());
+        let stream =
+            self.tcp.connect(Dial { endpoint, timeout: dial.timeout, reporter: dial.reporter }).await?;
+        if let Some(dialled) = &self.dialled {
+            let took = sys::now().saturating_duration_since(began);
+            dialled.lock().unwrap_or_else(PoisonError::into_inner).push((dial.endpoint, took));
+        }
+        Ok(stream)
     }
 
     fn is_alive(&self, conn: &mut TcpStream) -> bool {

@@ -2,45 +2,76 @@
 
 mod connector;
 mod relay;
+mod spares;
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use forebay::dial::Machine;
-use forebay::{Exclusive, Lease, Pool};
+use forebay::{AcquireError, Exclusive, Lease, Limits, Pool, Removal};
+use forebay_core::Cause;
+use forebay_proxy_core::roster::Tried;
 use tokio::net::TcpStream;
 
 use self::connector::BackendConnector;
+pub(crate) use self::relay::Buffers;
 use self::relay::{End, Relay};
-use crate::backends::{self, Backends};
-use crate::settings::ProxyConfig;
+use self::spares::{Dialled, Spares};
+use crate::backends::Known;
+use crate::settings::{BackendAddress, ProxyConfig};
 use crate::worker::{Figured, Shell, refuse};
 
 /// What one worker needs to pass bytes on.
 pub(crate) struct Opaque {
     pool: Pool<BackendConnector>,
+    spares: Option<Spares>,
 }
 
 impl Opaque {
     pub(crate) fn new(
         config: &ProxyConfig,
-        backends: &Backends,
         machine: Arc<Machine>,
+        limits: Arc<Limits<BackendAddress>>,
         seed: u64,
     ) -> io::Result<Self> {
-        let pool = Pool::builder(BackendConnector::new(config))
+        let dialled = Dialled::default();
+        let told = config.spares.map(|_| Arc::clone(&dialled));
+        let pool = Pool::builder(BackendConnector::new(config, told))
             .name(&*config.name)
             .config(config.pool)
             .budget(machine)
+            .limits(limits)
             .shards(1)
             .seed(seed)
             .build()
             .map_err(io::Error::other)?;
-        tokio::task::spawn_local(backends::follow(pool.clone(), backends.list()));
-        Ok(Self { pool })
+        let spares = config.spares.map(|settings| Spares::new(settings, config.workers, dialled));
+        Ok(Self { pool, spares })
+    }
+
+    /// Begins to dial ahead, if that is to be done.
+    pub(crate) fn start(&self, shell: &Rc<Shell>) {
+        if let Some(spares) = &self.spares {
+            spares.start(self.pool.clone(), shell.config.pool);
+        }
+    }
+
+    /// Makes room for connections to a backend.
+    pub(crate) fn adopt(&self, backend: &BackendAddress) {
+        self.pool.add_endpoint(backend.clone());
+    }
+
+    /// Closes the spares to a backend.
+    pub(crate) fn purge(&self, backend: &BackendAddress) {
+        self.pool.remove_endpoint(backend, Removal::Drain);
+        if let Some(spares) = &self.spares {
+            spares.forget(backend);
+        }
     }
 
     /// Returns what tells the figures of the connections.
@@ -51,13 +82,15 @@ impl Opaque {
 
     /// Serves one client from its first byte to its last.
     pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr) {
-        let Some(mut lease) = self.connect(shell, peer).await else {
+        let Some((backend, mut lease)) = self.connect(shell, peer).await else {
             shell.figures.refused_unreachable.add(1);
             return refuse(&client);
         };
-        let relay = Relay::new(shell, client, &mut lease);
+        let _visit = backend.enter();
+        let relay = Relay::new(shell, shell.enter(&backend), client, &mut lease);
         match relay.run().await {
             End::Whole => {}
+            End::Cut => {}
             End::Idle => shell.figures.ended_idle.add(1),
             End::Client => shell.figures.failed_client.add(1),
             End::Backend => shell.figures.failed_backend.add(1),
@@ -71,28 +104,58 @@ impl Opaque {
         &self,
         shell: &Rc<Shell>,
         peer: SocketAddr,
-    ) -> Option<Lease<BackendConnector, Exclusive>> {
+    ) -> Option<(Known, Lease<BackendConnector, Exclusive>)> {
         let settings = &shell.config.connections;
-        let deadline = Instant::now() + settings.connect_budget.0;
-        let mut tried = Vec::new();
-        while let Some(backend) = shell.backends.pick(&tried) {
-            let until = deadline.min(Instant::now() + settings.connect_timeout.0);
-            match backends::acquire_at(&self.pool, &backend, until).await {
+        let began = Instant::now();
+        let deadline = began + settings.connect_budget.0;
+        let mut tried = Tried::new();
+        while let Some(backend) = shell.pick(peer.ip(), &tried) {
+            let now = Instant::now();
+            if now >= deadline {
+                break;
+            }
+            let until = deadline.min(now + settings.connect_timeout.0);
+            match self.acquire(shell, backend.key(), until).await {
                 Ok(lease) => {
-                    return Some(lease);
+                    backend.note_good();
+                    return Some((backend, lease));
                 }
                 Err(error) => {
                     shell.figures.tried_in_vain.add(1);
-                    tracing::debug!(proxy = &*shell.config.name, %peer, %backend, %error, "cannot be reached");
+                    tracing::debug!(proxy = &*shell.config.name, %peer, backend = %backend.key(), %error, "cannot be reached");
+                    shell.backends.note_failed(backend.id(), error.cause().unwrap_or(Cause::Timeout));
                 }
             }
-            if Instant::now() >= deadline {
-                break;
-            }
-            tried.push(backend);
+            tried.insert(backend.id());
         }
-        let (proxy, tried) = (&*shell.config.name, tried.len());
-        tracing::warn!(proxy, %peer, tried, "a client is refused: no backend can be reached");
+        let (proxy, tried, took) = (&*shell.config.name, tried.len(), began.elapsed());
+        tracing::warn!(proxy, %peer, tried, ?took, "a client is refused: no backend can be reached");
         None
+    }
+
+    /// Takes a spare, or waits for a connection.
+    async fn acquire(
+        &self,
+        shell: &Shell,
+        backend: &BackendAddress,
+        until: Instant,
+    ) -> Result<Lease<BackendConnector, Exclusive>, AcquireError> {
+        let mut acquiring = pin!(self.pool.acquire_at_until(backend, until));
+        let mut waited = false;
+        let acquired = poll_fn(|cx| {
+            let acquired = acquiring.as_mut().poll(cx);
+            waited |= acquired.is_pending();
+            acquired
+        })
+        .await;
+        if let Some(spares) = &self.spares {
+            let found = !waited && acquired.is_ok();
+            match found {
+                true => shell.figures.spares_used.add(1),
+                false => shell.figures.spares_missed.add(1),
+            }
+            spares.note_arrival(&self.pool, shell.config.pool, backend, found);
+        }
+        acquired
     }
 }

@@ -4,16 +4,17 @@
 //! not take is kept. So an idle connection holds no buffer.
 
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use forebay::sys;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use forebay::sys::{self, Pipe};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::worker::{Shell, refuse};
+use crate::worker::{Session, Shell, refuse};
 
 /// Reads in a row in one direction before other tasks of the worker get their turn.
 const READS_IN_A_ROW: u32 = 16;
@@ -23,6 +24,8 @@ const READS_IN_A_ROW: u32 = 16;
 pub(super) enum End {
     /// Both sides have said all they had to say.
     Whole,
+    /// The backend is to be left.
+    Cut,
     /// Nothing moved for too long.
     Idle,
     /// The client's side failed.
@@ -34,6 +37,7 @@ pub(super) enum End {
 /// A client and a backend, and what is on its way between them.
 pub(super) struct Relay<'a> {
     shell: &'a Rc<Shell>,
+    session: Session<'a>,
     client: TcpStream,
     backend: &'a mut TcpStream,
     up: Flow,
@@ -47,7 +51,13 @@ struct Flow {
     pending: Vec<u8>,
     /// Where in `pending` the rest begins.
     at: usize,
+    /// What goes by without being read here, and was not taken yet.
+    pipe: Option<Pipe>,
     state: FlowState,
+    /// Whether what comes goes through a pipe.
+    is_bulk: bool,
+    /// Reads in a row that speak for the other way.
+    streak: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,16 +71,18 @@ enum FlowState {
     Over,
 }
 
-/// Which side an error came from.
+/// Where bytes come from has failed.
 #[derive(Debug)]
-enum Trouble {
-    /// From where bytes come.
-    Source,
-}
+struct SourceFailed;
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(shell: &'a Rc<Shell>, client: TcpStream, backend: &'a mut TcpStream) -> Self {
-        Self { shell, client, backend, up: Flow::default(), down: Flow::default() }
+    pub(super) fn new(
+        shell: &'a Rc<Shell>,
+        session: Session<'a>,
+        client: TcpStream,
+        backend: &'a mut TcpStream,
+    ) -> Self {
+        Self { shell, session, client, backend, up: Flow::default(), down: Flow::default() }
     }
 
     /// Passes bytes on until both sides have ended, one has failed, or nothing has moved for too long.
@@ -105,24 +117,32 @@ impl<'a> Relay<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, moved: &mut bool) -> Poll<End> {
-        let scratch = &mut **self.shell.scratch.borrow_mut();
-        let (up, n) = self.up.poll(cx, &mut self.client, self.backend, scratch);
-        if n > 0 {
-            *moved = true;
-            self.shell.figures.bytes_up.add(n);
+        if self.session.is_cut(cx) {
+            refuse(&self.client);
+            refuse(self.backend);
+            return Poll::Ready(End::Cut);
         }
-        let (down, n) = self.down.poll(cx, self.backend, &mut self.client, scratch);
-        if n > 0 {
-            *moved = true;
-            self.shell.figures.bytes_down.add(n);
+        let buffers = &mut *self.shell.buffers.borrow_mut();
+        let (mut n_up, mut n_down) = (0, 0);
+        let up = self.up.poll(cx, &mut self.client, self.backend, buffers, &mut n_up);
+        let down = self.down.poll(cx, self.backend, &mut self.client, buffers, &mut n_down);
+        *moved = n_up + n_down > 0;
+        if n_up > 0 {
+            self.shell.figures.bytes_up.add(n_up);
+        }
+        if n_down > 0 {
+            self.shell.figures.bytes_down.add(n_down);
+        }
+        if buffers.spliced > 0 {
+            self.shell.figures.bytes_spliced.add(std::mem::take(&mut buffers.spliced));
         }
         match (up, down) {
-            (Err(Trouble::Source), _) => {
+            (Err(SourceFailed), _) => {
                 // A reset is passed on as one.
                 refuse(self.backend);
                 Poll::Ready(End::Client)
             }
-            (_, Err(Trouble::Source)) => {
+            (_, Err(SourceFailed)) => {
                 refuse(&self.client);
                 Poll::Ready(End::Backend)
             }
@@ -135,84 +155,184 @@ impl<'a> Relay<'a> {
 }
 
 impl Flow {
-    /// Passes on what there is. Returns how many bytes have come.
+    /// Passes on what there is, and notes how many bytes have come.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
-        scratch: &mut [u8],
-    ) -> (Result<(), Trouble>, u64) {
-        let mut moved = 0;
+        buffers: &mut Buffers,
+        moved: &mut u64,
+    ) -> Result<(), SourceFailed> {
         for _ in 0..READS_IN_A_ROW {
-            match self.step(cx, from, to, scratch) {
-                Poll::Pending => return (Ok(()), moved),
-                Poll::Ready(Ok(0)) => return (Ok(()), moved),
-                Poll::Ready(Ok(n)) => moved += n as u64,
-                Poll::Ready(Err(_)) => return (Err(Trouble::Source), moved),
+            match self.write(cx, to, buffers) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => {
+                    // That side takes nothing more. What it still has to say may be worth hearing: its own direction
+                    // tells how it ends.
+                    *self = Self { state: FlowState::Over, ..Self::default() };
+                }
+                Poll::Pending => return Ok(()),
+            }
+            if self.state == FlowState::Over {
+                return Ok(());
+            }
+            let read = match self.is_bulk {
+                true => self.read_bulk(cx, from, buffers),
+                false => self.read(cx, from, to, &mut buffers.scratch),
+            };
+            match read {
+                Poll::Ready(Ok(0)) => self.state = FlowState::Ending,
+                Poll::Ready(Ok(n)) => *moved += n as u64,
+                Poll::Ready(Err(_)) => return Err(SourceFailed),
+                Poll::Pending => return Ok(()),
             }
         }
         cx.waker().wake_by_ref();
-        (Ok(()), moved)
+        Ok(())
     }
 
-    /// Does one thing: passes on what is pending, or reads and passes on. Returns how many bytes have come; none, when
-    /// it is over.
-    fn step(
+    /// Writes what is pending, then the end if no more comes.
+    fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut TcpStream,
+        buffers: &mut Buffers,
+    ) -> Poll<io::Result<()>> {
+        while self.at < self.pending.len() {
+            self.at += ready!(Pin::new(&mut *to).poll_write(cx, &self.pending[self.at..]))?;
+        }
+        if self.at > 0 {
+            // Room is only kept while it is needed.
+            (self.pending, self.at) = (Vec::new(), 0);
+        }
+        while let Some(pipe) = &mut self.pipe {
+            match to.try_io(Interest::WRITABLE, || pipe.drain(to.as_fd())) {
+                Ok(_) if pipe.is_empty() => buffers.keep(self.pipe.take()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(to.poll_write_ready(cx))?,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        if self.state == FlowState::Ending {
+            // The other side may have gone altogether: then there is nobody to tell.
+            let _ = ready!(Pin::new(to).poll_shutdown(cx));
+            self.state = FlowState::Over;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads, and writes what is taken at once. Returns how much was read; zero at the end.
+    fn read(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
         scratch: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        if self.state == FlowState::Over {
-            return Poll::Ready(Ok(0));
-        }
-        while self.at < self.pending.len() {
-            match ready!(Pin::new(&mut *to).poll_write(cx, &self.pending[self.at..])) {
-                Ok(n) => self.at += n,
-                Err(_) => return self.give_up(),
-            }
-        }
-        if self.at > 0 {
-            // Room is only kept while it is needed.
-            self.pending = Vec::new();
-            self.at = 0;
-        }
-        if self.state == FlowState::Ending {
-            // The other side may have gone altogether: then there is nobody to tell.
-            let _ = ready!(Pin::new(&mut *to).poll_shutdown(cx));
-            self.state = FlowState::Over;
-            return Poll::Ready(Ok(0));
-        }
         let mut buffer = ReadBuf::new(scratch);
         ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
-        let bytes = buffer.filled();
-        if bytes.is_empty() {
-            self.state = FlowState::Ending;
-            return self.step_end(cx, to);
+        self.streak = if buffer.remaining() == 0 { self.streak + 1 } else { 0 };
+        if self.streak >= BULK_READS {
+            (self.is_bulk, self.streak) = (true, 0);
         }
-        let taken = match Pin::new(to).poll_write(cx, bytes) {
-            Poll::Ready(Ok(n)) => n,
-            Poll::Ready(Err(_)) => return self.give_up(),
-            Poll::Pending => 0,
-        };
-        self.pending.extend_from_slice(&bytes[taken..]);
+        let bytes = buffer.filled();
+        if !bytes.is_empty() {
+            let taken = match Pin::new(to).poll_write(cx, bytes) {
+                Poll::Ready(Ok(n)) => n,
+                // An error shows again when the rest is written.
+                Poll::Ready(Err(_)) | Poll::Pending => 0,
+            };
+            self.pending.extend_from_slice(&bytes[taken..]);
+        }
         Poll::Ready(Ok(bytes.len()))
     }
 
-    fn step_end(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<usize>> {
-        let _ = ready!(Pin::new(to).poll_shutdown(cx));
-        self.state = FlowState::Over;
-        Poll::Ready(Ok(0))
-    }
-
-    /// The other side takes nothing more. What it still has to say may be worth hearing: its own direction tells how it
-    /// ends.
-    fn give_up(&mut self) -> Poll<io::Result<usize>> {
-        self.pending = Vec::new();
-        self.at = 0;
-        self.state = FlowState::Over;
-        Poll::Ready(Ok(0))
+    /// Takes much that comes in a row into a pipe. Returns how much; zero at the end.
+    fn read_bulk(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        buffers: &mut Buffers,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let Some(mut pipe) = buffers.pipe() else {
+                // No descriptor is left for a pipe: copying does it, too.
+                self.is_bulk = false;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            };
+            match from.try_io(Interest::READABLE, || pipe.fill(from.as_fd(), PIPE_BYTES)) {
+                Ok(n) => {
+                    buffers.spliced += n as u64;
+                    match n {
+                        0 => buffers.keep(Some(pipe)),
+                        _ => self.pipe = Some(pipe),
+                    }
+                    self.streak = if n < SMALL_BYTES { self.streak + 1 } else { 0 };
+                    if self.streak >= SMALL_READS {
+                        (self.is_bulk, self.streak) = (false, 0);
+                    }
+                    return Poll::Ready(Ok(n));
+                }
+                Err(error) => {
+                    buffers.keep(Some(pipe));
+                    match error.kind() {
+                        ErrorKind::WouldBlock => ready!(from.poll_read_ready(cx))?,
+                        _ => return Poll::Ready(Err(error)),
+                    }
+                }
+            }
+        }
     }
 }
+
+/// What the relays of one worker share: nothing stays in it but empty pipes.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    scratch: Box<[u8]>,
+    /// Empty ones.
+    pipes: Vec<Pipe>,
+    /// Bytes that went through pipes, and were not told yet.
+    spliced: u64,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { scratch: vec![0; SCRATCH_BYTES].into(), pipes: Vec::new(), spliced: 0 }
+    }
+}
+
+impl Buffers {
+    /// Returns an empty pipe; `None` if this machine has no descriptor for one.
+    fn pipe(&mut self) -> Option<Pipe> {
+        self.pipes.pop().or_else(|| Pipe::new(PIPE_BYTES).ok())
+    }
+
+    /// Keeps an empty pipe for the next one.
+    fn keep(&mut self, pipe: Option<Pipe>) {
+        if let Some(pipe) = pipe
+            && self.pipes.len() < PIPES_KEPT
+        {
+            self.pipes.push(pipe);
+        }
+    }
+}
+
+/// Where what is passed on stands for a moment, in bytes.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+/// How much a pipe holds, in bytes.
+const PIPE_BYTES: usize = 256 << 10;
+
+/// Empty pipes that a worker keeps.
+const PIPES_KEPT: usize = 16;
+
+/// Full reads in a row that make a direction bulk.
+const BULK_READS: u32 = 2;
+
+/// A read of bulk with less than this is small, in bytes: a copy is cheaper than two system calls more.
+const SMALL_BYTES: usize = 16 << 10;
+
+/// Small reads in a row after which a direction is bulk no more.
+const SMALL_READS: u32 = 8;

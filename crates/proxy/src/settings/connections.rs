@@ -65,10 +65,10 @@ impl ConnectionSettings {
             // A connection that has carried a client's byte is never given to another.
             uses_max: (opaque || settings.pool == PoolMode::Off).then_some(1),
             age_max: opaque.then_some(settings.spares.age_max.0),
-            idle_timeout: Some(if opaque {
-                Config::default().idle_timeout.unwrap_or(PAUSE_MAX)
-            } else {
-                settings.http.backend_idle_timeout.0
+            // Spares that are wanted no more; connections that wait for a request.
+            idle_timeout: Some(match opaque {
+                true => settings.spares.linger.0,
+                false => settings.http.backend_idle_timeout.0,
             }),
             backoff: BackoffConfig { base: Duration::from_millis(20), max: PAUSE_MAX },
             // Who is well and who is not is judged over all workers.
@@ -79,6 +79,7 @@ impl ConnectionSettings {
             let key = match error.field {
                 "dial_timeout" => "connections.connect_timeout".to_owned(),
                 "age_max" => "spares.age_max".to_owned(),
+                "idle_timeout" => "spares.linger".to_owned(),
                 field => format!("connections.{field}"),
             };
             wrong(&key, error.value, error.allowed)

@@ -188,6 +188,7 @@ impl ProxyConfig {
             let problem = format!("`{name}` is no name: one line, not empty");
             return Err(SettingsError { key: "name".to_owned(), problem });
         }
+        let spares = settings.spares.valid()?;
         let has_spares = settings.mode == Mode::Opaque && settings.pool == PoolMode::On;
         Ok(Self {
             name: name.into(),
@@ -199,7 +200,7 @@ impl ProxyConfig {
             connections: settings.connections,
             pool: settings.connections.pool(settings)?,
             http: settings.http.valid()?,
-            spares: settings.spares.valid()?.filter(|_| has_spares),
+            spares: spares.filter(|_| has_spares),
             clients: settings.clients.valid()?,
             health: settings.health.valid()?,
             drain_timeout: settings.drain_timeout.0,
