@@ -673,3 +673,41 @@ fn a_script_of_its_own_shows_that_a_response_is_passed_on_as_it_comes() {
         assert!(client.more());
     }
 }
+
+#[test]
+fn a_proxy_that_drains_lets_requests_finish_and_idle_clients_go() {
+    let (server, _backend) = pair();
+    let mut idle = Client::new(&server);
+    assert_eq!(idle.get("/").status, 200);
+    let mut busy = Client::new(&server);
+    busy.send("GET /delay/300 HTTP/1.1\r\nHost: a\r\n\r\n");
+    eventually("the request is at the backend", || figures(&server).requests == 2);
+    let draining = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(server.drain(PATIENCE));
+    });
+    let began = Instant::now();
+    assert!(idle.is_ended());
+    assert!(began.elapsed() < Duration::from_millis(250), "an idle client is not waited for");
+    let answer = busy.answer(Method::Get);
+    assert_eq!((answer.status, answer.text()), (200, "ok"));
+    assert!(busy.is_ended());
+    draining.join().unwrap();
+}
+
+#[test]
+fn a_backend_that_keeps_back_pressure_is_never_buffered_for() {
+    // Takes the head and then nothing: what the client can send is what sockets and bounds hold.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = proxy(&[listener.local_addr().unwrap()], |_| {});
+    let mut client = Client::new(&server);
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n");
+    let (_backend, _) = listener.accept().unwrap();
+    client.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let piece = vec![b'x'; 1 << 20];
+    let mut sent = 0_usize;
+    while let Ok(n) = client.stream.write(&piece) {
+        sent += n;
+        assert!(sent < 64 << 20, "the proxy takes what nobody reads");
+    }
+}
