@@ -68,6 +68,14 @@ frontend http
 backend http
   mode http
   server one 127.0.0.1:16000
+frontend always
+  mode http
+  bind 127.0.0.1:16013 backlog 4096
+  default_backend always
+backend always
+  mode http
+  http-reuse always
+  server one 127.0.0.1:16000
 frontend opaque
   mode tcp
   bind 127.0.0.1:16012 backlog 4096
@@ -80,11 +88,14 @@ CONF
 mkdir "$work/files"
 truncate -s 1000000000 "$work/files/bulk"
 
-declare -A port=([haproxy.http]=16011 [haproxy.opaque]=16012 [nginx.http]=16021 [nginx.opaque]=16022
+declare -A port=([haproxy.http]=16011 [haproxy-always.http]=16013 [haproxy.opaque]=16012 [nginx.http]=16021 [nginx.opaque]=16022
   [pingora.http]=16031 [forebay.http]=16041 [forebay.opaque]=16042)
 declare -A pid
 proxies=(haproxy nginx forebay)
 [ -z "$pingora" ] || proxies=(haproxy nginx pingora forebay)
+# By default HAProxy opens a connection to the backend for the first request of each client; `haproxy-always` is the same
+# process with `http-reuse always`.
+contenders() { case $1 in connect) echo haproxy haproxy-always "${proxies[@]:1}" ;; *) echo "${proxies[@]}" ;; esac; }
 
 # up PROXY MODE: starts it; ${pid[$PROXY.$MODE]} is its process.
 up() {
@@ -115,7 +126,8 @@ sleep 0.5
 for proxy in "${proxies[@]}"; do
   for mode in $(for load in $loads; do modes_of "$load"; done | sort -u); do
     case $proxy.$mode in
-      haproxy.* | nginx.*) [ -n "${pid[$proxy.http]:-}" ] || up "$proxy" http; pid[$proxy.opaque]=${pid[$proxy.http]} ;;
+      haproxy.* | nginx.*) [ -n "${pid[$proxy.http]:-}" ] || up "$proxy" http
+        pid[$proxy.opaque]=${pid[$proxy.http]} pid[$proxy-always.http]=${pid[$proxy.http]} ;;
       pingora.opaque) ;;
       *) up "$proxy" "$mode" ;;
     esac
@@ -175,7 +187,7 @@ for load in $loads; do
   mode=$(modes_of "$load")
   mapfile -t args < <(args_of "$load")
   for round in $(seq 0 "$rounds"); do
-    for proxy in "${proxies[@]}"; do
+    for proxy in $(contenders "$load"); do
       has "$proxy" "$mode" || continue
       case $load in
         bulk) result=$(bulk_load "$proxy") ;;
@@ -188,36 +200,36 @@ for load in $loads; do
 done
 
 ratio() { [ -s "$2" ] && awk -v a="$1" -v b="$(median "$2" "$3")" 'BEGIN { printf "%.2f", b ? a / b : 0 }' || echo -; }
-heading() { printf '%-15s %-8s %9s %13s %10s %8s %7s %14s %14s\n' load proxy RPS 'CPU us/req' 'average us' 'p99 us' errors 'CPU / haproxy' 'CPU / pingora'; }
+heading() { printf '%-15s %-14s %9s %13s %10s %8s %7s %14s %14s\n' load proxy RPS 'CPU us/req' 'average us' 'p99 us' errors 'CPU / haproxy' 'CPU / pingora'; }
 for load in $loads; do
   case $load in idle-* | bulk) continue ;; esac
   heading
-  for proxy in "${proxies[@]}"; do
+  for proxy in $(contenders "$load"); do
     file=$work/result.$load.$proxy
     [ -s "$file" ] || continue
     used=$(median "$file" 2)
-    printf '%-15s %-8s %9s %13s %10s %8s %7s %14s %14s\n' "$load" "$proxy" "$(median "$file" 1)" "$used" \
+    printf '%-15s %-14s %9s %13s %10s %8s %7s %14s %14s\n' "$load" "$proxy" "$(median "$file" 1)" "$used" \
       "$(median "$file" 3)" "$(median "$file" 4)" "$(cut -d' ' -f5 "$file" | paste -sd+ | bc)" \
       "$(ratio "$used" "$work/result.$load.haproxy" 2)" "$(ratio "$used" "$work/result.$load.pingora" 2)"
   done
 done
 case " $loads " in *' bulk '*)
-  printf '\n%-15s %-8s %9s %13s %14s\n' load proxy GB/s 'CPU ms/GB' 'CPU / haproxy'
+  printf '\n%-15s %-14s %9s %13s %14s\n' load proxy GB/s 'CPU ms/GB' 'CPU / haproxy'
   for proxy in "${proxies[@]}"; do
     file=$work/result.bulk.$proxy
     [ -s "$file" ] || continue
     used=$(median "$file" 2)
-    printf '%-15s %-8s %9s %13s %14s\n' bulk "$proxy" "$(median "$file" 1)" "$used" "$(ratio "$used" "$work/result.bulk.haproxy" 2)"
+    printf '%-15s %-14s %9s %13s %14s\n' bulk "$proxy" "$(median "$file" 1)" "$used" "$(ratio "$used" "$work/result.bulk.haproxy" 2)"
   done ;;
 esac
 for load in $loads; do
   case $load in idle-*) mode=${load#idle-} ;; *) continue ;; esac
   for name in "${!pid[@]}"; do down "${pid[$name]}"; done
-  printf '\n%-15s %-8s %18s %14s\n' load proxy 'bytes per client' 'to haproxy'
+  printf '\n%-15s %-14s %18s %14s\n' load proxy 'bytes per client' 'to haproxy'
   for proxy in "${proxies[@]}"; do
     if [ "$proxy.$mode" = pingora.opaque ]; then continue; fi
     idle_load "$proxy" "$mode" > "$work/result.$load.$proxy"
     used=$(cat "$work/result.$load.$proxy")
-    printf '%-15s %-8s %18s %14s\n' "$load" "$proxy" "$used" "$(ratio "$used" "$work/result.$load.haproxy" 1)"
+    printf '%-15s %-14s %18s %14s\n' "$load" "$proxy" "$used" "$(ratio "$used" "$work/result.$load.haproxy" 1)"
   done
 done

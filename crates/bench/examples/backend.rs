@@ -1,4 +1,4 @@
-//! A scripted backend on the command line: `backend [echo|stamp|swallow|http] [ADDR [FIRST_BYTE_AFTER_MS]]`; runs until
+//! A scripted backend on the command line: `backend [echo|stamp|swallow|http|http2] [ADDR [FIRST_BYTE_AFTER_MS]]`; runs until
 //! it is killed. Without arguments it echoes on 127.0.0.1:7700.
 
 use std::error::Error;
@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some("stamp") => Serve::Stamp,
         Some("swallow") => Serve::Swallow,
         Some("http") => Serve::Http,
-        Some(other) => return Err(format!("{other} is not echo, stamp, swallow or http").into()),
+        Some("http2") => Serve::Http2,
+        Some(other) => return Err(format!("{other} is not echo, stamp, swallow, http or http2").into()),
     };
     let listen = args.next().unwrap_or_else(|| "127.0.0.1:7700".to_owned()).parse()?;
     let far = Duration::from_millis(args.next().map_or(Ok(0), |text| text.parse())?);

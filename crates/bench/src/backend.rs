@@ -21,6 +21,7 @@
 
 mod fill;
 pub mod http;
+mod http2;
 mod tcp;
 
 use std::collections::HashMap;
@@ -62,6 +63,11 @@ pub enum Serve {
     Reset,
     /// HTTP/1.1, answering as the path says.
     Http,
+    /// HTTP/2 (over TLS with `h2` in the configuration's ALPN protocols), 100 streams at once at most. Answers 200 with
+    /// `backend-connection` and `backend-request`; `/size/N`, `/trailers/N`, `/echo`, `/status/CODE`, `/delay/MS` and
+    /// `/hang` are as in [`http`], `/short/N` ends its stream with a reset, `/reset` and `/refuse` (REFUSED_STREAM) do so
+    /// at once, and `/goaway` is the connection's last.
+    Http2,
 }
 
 /// What a backend has seen.
@@ -428,6 +434,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             Serve::Source(bytes) => self.source(*bytes).await,
             Serve::Reset => Ok(End::Reset),
             Serve::Http => self.http().await,
+            Serve::Http2 => self.http2().await,
         }
     }
 

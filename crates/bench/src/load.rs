@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use forebay::blame::cause_of;
 use forebay::sys::{clock, now, process};
-use forebay::{AcquireError, Cause, Failure};
+use forebay::{AcquireError, Cause, DialError, Failure};
 use forebay_core::Instant;
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -182,6 +182,10 @@ impl Trouble {
 
     pub(crate) fn timeout(limit: Duration) -> Self {
         Self::new(Cause::Timeout.as_str(), format!("no answer in {limit:?}"))
+    }
+
+    pub(crate) fn dial(error: &DialError) -> Self {
+        Self::new(error.cause().as_str(), error.to_string())
     }
 
     pub(crate) fn closed(text: &str) -> Self {

@@ -9,6 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use forebay::units::{Size, Span};
 use forebay_bench::dns::Names;
+use forebay_bench::http::Url;
 use forebay_dns::{CacheSettings, DnsConfig, PoolMode, Settings, SettingsError, StrategyName};
 use forebay_proxy::{BalanceName, Mode, ProxyConfig};
 use serde::Deserialize;
@@ -209,6 +210,15 @@ Examples:
   forebay bench tcp 127.0.0.1:7 --pattern bulk --clients 4 --server-pid $(pidof forebay)
   forebay bench tcp 127.0.0.1:7 --pattern claims --clients 64 --pool 10")]
     Tcp(TcpBenchArgs),
+    /// Put load on an HTTP server, and report latency, statuses and how far connections were reused.
+    #[command(after_help = "\
+Examples:
+  forebay bench http http://127.0.0.1:8080/ --connections 64
+  forebay bench http http://127.0.0.1:8080/ --pool off             the baseline: a connection per request
+  forebay bench http http://127.0.0.1:8080/ --rate 5000 --clients 256 --server-pid $(pidof forebay)
+  forebay bench http https://localhost:8443/ --ca ca.pem --http2 --clients 200 --pool 2
+  forebay bench http http://127.0.0.1:8080/upload --method POST --body 64KiB --json")]
+    Http(Box<HttpBenchArgs>),
 }
 
 /// The options of `bench dns`.
@@ -319,6 +329,71 @@ pub struct TcpBenchArgs {
     /// Report as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// The options of `bench http`.
+#[derive(Debug, clap::Args)]
+pub struct HttpBenchArgs {
+    /// What to ask for; http or https.
+    #[arg(value_name = "URL")]
+    pub url: Url,
+    /// The method of the requests.
+    #[arg(long, value_name = "METHOD", default_value = "GET")]
+    pub method: String,
+    /// Size of each request's body.
+    #[arg(long, value_name = "SIZE", default_value = "0B")]
+    pub body: Size,
+    /// A header field of each request; repeat for more.
+    #[arg(long, value_name = "NAME: VALUE", value_parser = header)]
+    pub header: Vec<(String, String)>,
+    /// Speak HTTP/2: by ALPN with https, by prior knowledge with http.
+    #[arg(long)]
+    pub http2: bool,
+    /// PEM file of the certificates to trust [default: those that this machine trusts].
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Connections that requests borrow from (on: as many as clients), or off: one for each request.
+    #[arg(long, value_name = "on|off|N", default_value = "on")]
+    pub pool: PoolChoice,
+    /// HTTP/2: requests on one connection at once, as far as the server allows.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub streams: u32,
+    /// Those who make requests, each one at a time.
+    #[arg(long, visible_alias = "connections", value_name = "N", default_value_t = 64)]
+    pub clients: usize,
+    /// HTTP/1.1: requests that each client writes at once, before it reads their answers.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub pipeline: usize,
+    /// Requests per second to begin, whatever the answers (open loop) [default: as fast as answers come].
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<f64>,
+    /// How long to go on.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub duration: Span,
+    /// How many requests to make at most.
+    #[arg(long, value_name = "N")]
+    pub requests: Option<u64>,
+    /// When a request without a whole answer has failed.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub timeout: Span,
+    /// Threads to send from.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub threads: NonZeroUsize,
+    /// Core to run on (the first thread; others on the following ones).
+    #[arg(long, value_name = "CORE")]
+    pub pin: Option<usize>,
+    /// Process whose CPU time per request to report.
+    #[arg(long, value_name = "PID")]
+    pub server_pid: Option<i32>,
+    /// Report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Reads a header field.
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("write a name, a colon and a value")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 /// What `bench tcp` does.

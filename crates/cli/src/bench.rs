@@ -2,13 +2,15 @@
 
 use std::ops::ControlFlow;
 
+use forebay::dial::Roots;
 use forebay_bench::dns::{self, BenchError, DnsLoad, Transport, Verify};
+use forebay_bench::http::{self, HttpLoad};
 use forebay_bench::pool::PoolBench;
 use forebay_bench::tcp::{self, Pattern, TcpLoad};
 use serde::Serialize;
 
 use crate::args::{
-    BenchArgs, BenchCommand, DnsBenchArgs, PoolBenchArgs, PoolChoice, TcpBenchArgs, TcpPattern,
+    BenchArgs, BenchCommand, DnsBenchArgs, HttpBenchArgs, PoolBenchArgs, PoolChoice, TcpBenchArgs, TcpPattern,
 };
 use crate::failure::{Failure, say};
 
@@ -17,6 +19,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         BenchCommand::Dns(args) => run_dns(args),
         BenchCommand::Pool(args) => run_pool(args),
         BenchCommand::Tcp(args) => run_tcp(args),
+        BenchCommand::Http(args) => run_http(args),
     }
 }
 
@@ -95,6 +98,38 @@ fn tcp_load(args: &TcpBenchArgs) -> TcpLoad {
     }
 }
 
+fn run_http(args: &HttpBenchArgs) -> Result<(), Failure> {
+    let mut load = http_load(args);
+    if let Some(file) = &args.ca {
+        let roots = Roots::from_pem_file(file).map_err(|error| Failure::wrong(format!("--ca: {error}")))?;
+        load.roots = Some(roots);
+    }
+    say_report(&http::run(&load).map_err(failure)?, args.json);
+    Ok(())
+}
+
+/// All but the certificates, which are in a file.
+fn http_load(args: &HttpBenchArgs) -> HttpLoad {
+    HttpLoad {
+        method: args.method.clone(),
+        body: args.body.bytes as usize,
+        fields: args.header.clone(),
+        http2: args.http2,
+        pool: pool_size(args.pool, args.clients),
+        streams: args.streams,
+        clients: args.clients,
+        pipeline: args.pipeline,
+        rate: args.rate,
+        duration: Some(args.duration.0),
+        requests: args.requests,
+        timeout: args.timeout.0,
+        threads: args.threads.get(),
+        pin: args.pin,
+        server_pid: args.server_pid,
+        ..HttpLoad::new(args.url.clone())
+    }
+}
+
 fn pool_size(choice: PoolChoice, clients: usize) -> Option<u32> {
     match choice {
         PoolChoice::Off => None,
@@ -169,5 +204,29 @@ mod tests {
         assert_eq!((load.pool, load.clients), (Some(6), 6));
         assert_eq!(parsed("forebay bench tcp 127.0.0.1:1 --pattern bulk").pattern, Pattern::Bulk);
         assert!(Args::try_parse_from(["forebay", "bench", "tcp", "127.0.0.1:1", "--pool", "0"]).is_err());
+    }
+
+    #[test]
+    fn every_option_of_http_reaches_its_setting() {
+        let parsed = |line: &str| match Args::try_parse_from(line.split_ascii_whitespace()).unwrap().command {
+            Some(Command::Bench(BenchArgs { command: BenchCommand::Http(args) })) => http_load(&args),
+            other => panic!("{other:?}"),
+        };
+        let load = parsed(
+            "forebay bench http https://x:1/y --method POST --body 64KiB --header A:b --http2 --pool 3 --streams 9 \
+             --clients 8 --pipeline 2 --rate 100 --duration 2s --requests 7 --timeout 1s --threads 2 --pin 1 \
+             --server-pid 4",
+        );
+        assert_eq!((load.url.to_string().as_str(), load.method.as_str()), ("https://x:1/y", "POST"));
+        assert_eq!((load.body, load.http2, load.pool, load.streams), (65536, true, Some(3), 9));
+        assert_eq!(load.fields, [("A".to_owned(), "b".to_owned())]);
+        assert_eq!((load.clients, load.pipeline, load.rate), (8, 2, Some(100.0)));
+        assert_eq!((load.duration, load.requests), (Some(Duration::from_secs(2)), Some(7)));
+        assert_eq!((load.timeout, load.threads), (Duration::from_secs(1), 2));
+        assert_eq!((load.pin, load.server_pid), (Some(1), Some(4)));
+        let load = parsed("forebay bench http http://x/");
+        assert_eq!((load.clients, load.pool, load.http2, load.pipeline), (64, Some(64), false, 1));
+        assert_eq!(parsed("forebay bench http http://x/ --pool off").pool, None);
+        assert!(Args::try_parse_from(["forebay", "bench", "http", "x"]).is_err());
     }
 }
