@@ -28,6 +28,11 @@ impl Places {
         Self { all: Ledger::limit(all), per_client, clients: Mutex::default() }
     }
 
+    /// Whether there is none left for anybody.
+    pub fn is_full(&self) -> bool {
+        self.all.used() >= self.all.max()
+    }
+
     /// Takes a place for a client at this address, if there is one.
     pub fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
         if !self.all.try_take() {

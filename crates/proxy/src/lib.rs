@@ -10,11 +10,13 @@
 //!              └─▶ refused
 //! ```
 
+mod access_log;
 mod backends;
 mod bind;
 mod checks;
 mod discover;
 mod http;
+mod introduce;
 mod keeper;
 mod opaque;
 mod settings;
@@ -28,19 +30,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::dial::Machine;
+use forebay::lines::LineFigures;
 use forebay::places::Places;
 use forebay::{Limits, Snapshot, sys};
 use forebay_proxy_core::roster::RosterConfig;
 use tokio::sync::{oneshot, watch};
 
+use self::access_log::{AccessLog, AccessLogWriter};
 use self::backends::Backends;
 use self::discover::{DiscoverError, Discovered, Discovery};
 pub use self::discover::{DiscoveryStats, Source};
 use self::keeper::Keeper;
 pub use self::settings::{
-    BackendAddress, BalanceName, CheckKind, ClientSettings, ConnectionSettings, DiscoverySettings,
-    HealthSettings, HttpSettings, ListenAddress, Mode, OnRemoved, OnUnhealthy, PoolMode, ProxyConfig,
-    ReuseName, Scheme, Settings, SettingsError, SpareSettings,
+    AccessLogFormat, AccessLogSettings, BackendAddress, BalanceName, CheckKind, ClientSettings,
+    ConnectionSettings, DiscoverySettings, HealthSettings, HttpSettings, ListenAddress, Mode, OnRemoved,
+    OnUnhealthy, PoolMode, ProxyConfig, ProxyProtocolSettings, ReuseName, Scheme, SendHeader, Settings,
+    SettingsError, SpareSettings,
 };
 pub use self::stats::{Kind, ProxyFigures};
 use self::worker::{Phase, Started, WorkerSeed};
@@ -52,6 +57,7 @@ pub struct Server {
     phase: watch::Sender<Phase>,
     workers: Vec<Worker>,
     handle: Handle,
+    access_log: Option<AccessLogWriter>,
     _keeper: Keeper,
 }
 
@@ -68,6 +74,7 @@ pub struct Handle {
     backends: Arc<Backends>,
     discovery: Option<Arc<Discovery>>,
     workers: Arc<[Started]>,
+    lines: Option<LineFigures>,
 }
 
 /// Starts a proxy: binds, starts the workers, and returns.
@@ -85,7 +92,6 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
         None => None,
     };
     let list = discovery.as_ref().map_or_else(|| Discovered::fixed(&config.backends), Discovery::list);
-    // Discovery decides whether an empty list is to be believed.
     let roster = RosterConfig { allow_empty: config.discovery.is_some(), ..config.health.roster };
     let backends =
         Backends::new(&config.name, roster, &list.borrow().shares(config.balance), sys::now(), random()?)
@@ -96,6 +102,15 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
     let (phase, _) = watch::channel(Phase::Serving);
     let places = Arc::new(Places::new(config.clients.connections_max, config.clients.connections_per_client));
     let limits = Limits::new();
+    let (access_log, log) = match &config.access_log {
+        None => (None, None),
+        Some(log) => {
+            let (writer, log_end) = AccessLog::start(&config.name, log).map_err(|error| {
+                StartError::AccessLog { path: log.path.clone().unwrap_or_else(|| "-".into()), error }
+            })?;
+            (Some(writer), Some(log_end))
+        }
+    };
     let (mut workers, mut all) = (Vec::new(), Vec::new());
     for (index, listeners) in listeners.workers.into_iter().enumerate() {
         let seed = WorkerSeed {
@@ -105,6 +120,7 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
             machine: Arc::clone(&machine),
             limits: Arc::clone(&limits),
             phase: phase.subscribe(),
+            log: log.clone(),
             seed: random()?,
         };
         let (ready, started) = std::sync::mpsc::channel();
@@ -123,8 +139,9 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
         workers.push(Worker { ended, thread: Some(thread) });
         all.push(started);
     }
-    let handle = Handle { config, backends, discovery: discovery.map(Arc::new), workers: all.into() };
-    Ok(Server { addresses: listeners.addresses, phase, workers, handle, _keeper: keeper })
+    let lines = access_log.as_ref().map(AccessLogWriter::figures);
+    let handle = Handle { lines, config, backends, discovery: discovery.map(Arc::new), workers: all.into() };
+    Ok(Server { addresses: listeners.addresses, phase, workers, handle, _keeper: keeper, access_log })
 }
 
 impl Server {
@@ -162,6 +179,9 @@ impl Drop for Server {
                 let _ = thread.join();
             }
         }
+        if let Some(log) = &mut self.access_log {
+            log.join();
+        }
     }
 }
 
@@ -180,6 +200,9 @@ impl Handle {
     pub fn figures(&self) -> ProxyFigures {
         let mut sum = ProxyFigures::default();
         self.workers.iter().for_each(|worker| sum.merge(&worker.figures));
+        if let Some(lines) = &self.lines {
+            (sum.access_log_lines, sum.access_log_lost) = (lines.written(), lines.dropped());
+        }
         sum
     }
 
@@ -231,6 +254,13 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// The access log cannot be opened.
+    AccessLog {
+        /// Where it would be.
+        path: std::path::PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// A worker could not be started.
     Thread {
         /// What the system said.
@@ -269,6 +299,13 @@ impl fmt::Display for StartError {
                 }
                 _ => write!(f, "cannot listen on {address}: {error}"),
             },
+            Self::AccessLog { path, error } => {
+                write!(
+                    f,
+                    "cannot write the access log {}: {error}; name another file in access_log.path",
+                    path.display()
+                )
+            }
             Self::Thread { error } => write!(f, "cannot start a worker: {error}"),
             Self::Discovery(problem) => f.write_str(problem),
             Self::Random => f.write_str("the system gives no random numbers"),
@@ -279,7 +316,7 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Bind { error, .. } | Self::Thread { error } => Some(error),
+            Self::Bind { error, .. } | Self::AccessLog { error, .. } | Self::Thread { error } => Some(error),
             Self::Discovery(_) | Self::Random => None,
         }
     }

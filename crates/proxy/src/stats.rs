@@ -70,6 +70,12 @@ figures! {
     accepted: Counter,
     /// Clients' connections that were refused because there were too many.
     refused_full: Counter,
+    /// Clients' connections that were refused because no PROXY header said who they are.
+    refused_strangers: Counter,
+    /// Lines of the access log that were written.
+    access_log_lines: Counter,
+    /// Lines of the access log that were lost: too many at once, or the file could not be written.
+    access_log_lost: Counter,
     /// Clients' connections that were refused because no backend could be reached.
     refused_unreachable: Counter,
     /// Backends that were tried in vain before a client got its connection or was refused.

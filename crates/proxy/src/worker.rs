@@ -20,11 +20,19 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, broadcast, watch};
 
+use crate::access_log::AccessLog;
 use crate::backends::{Backends, Known, Parting, View};
 use crate::http::Http;
+use crate::introduce::introduce;
 use crate::opaque::{Buffers, Opaque};
 use crate::settings::{BackendAddress, Mode, ProxyConfig};
 use crate::stats::Figures;
+
+/// How long clients wait while there are too many, before those that come are refused.
+const WAIT_WHILE_FULL: Duration = Duration::from_secs(1);
+
+/// How often it is looked for a place while there are too many.
+const LOOK_WHILE_FULL: Duration = Duration::from_millis(5);
 
 /// How long nobody is accepted after the machine had no descriptor for one more.
 const PAUSE_WITHOUT_DESCRIPTORS: Duration = Duration::from_millis(10);
@@ -52,6 +60,7 @@ pub(crate) struct WorkerSeed {
     /// Limits of connections to backends, over all workers.
     pub(crate) limits: Arc<Limits<BackendAddress>>,
     pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) log: Option<AccessLog>,
     pub(crate) seed: u64,
 }
 
@@ -115,6 +124,7 @@ pub(crate) struct Shell {
     sessions: Sessions,
     pub(crate) figures: Arc<Figures>,
     pub(crate) buffers: RefCell<Buffers>,
+    pub(crate) log: Option<AccessLog>,
     places: Arc<Places>,
     draining: Cell<bool>,
     /// Woken when no more clients are taken.
@@ -168,6 +178,7 @@ impl Shell {
             service,
             figures: Arc::default(),
             buffers: RefCell::default(),
+            log: seed.log,
             places: seed.places,
             draining: Cell::new(false),
             drains: Notify::new(),
@@ -211,13 +222,31 @@ impl Shell {
 
     /// Accepts clients until the proxy takes no more.
     async fn accept(self: Rc<Self>, listener: TcpListener, mut phase: watch::Receiver<Phase>) {
+        let mut full_since = None;
         loop {
+            // Who comes while there are too many waits in the kernel's line: a place may soon be free.
+            if self.places.is_full()
+                && *full_since.get_or_insert_with(Instant::now) + WAIT_WHILE_FULL > Instant::now()
+            {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_WHILE_FULL) => continue,
+                    _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
+                }
+            }
+            if !self.places.is_full() {
+                full_since = None;
+            }
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
             };
             match accepted {
-                Ok((stream, peer)) => self.admit(stream, peer),
+                Ok((stream, peer)) => {
+                    if !self.places.is_full() {
+                        full_since = None;
+                    }
+                    self.admit(stream, peer);
+                }
                 // The client has gone already, or this machine has nothing left to serve it with.
                 Err(error) if forebay::blame::cause_of(&error).blame() == Blame::Local => {
                     tokio::time::sleep(PAUSE_WITHOUT_DESCRIPTORS).await;
@@ -241,9 +270,16 @@ impl Shell {
         let open = Open::new(self, place);
         let shell = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            match &shell.service {
-                Service::Opaque(opaque) => opaque.serve(&shell, stream, peer).await,
-                Service::Http(http) => http.serve(&shell, stream, peer).await,
+            match introduce(&stream, peer, &shell.config.proxy_protocol).await {
+                Ok(client) => match &shell.service {
+                    Service::Opaque(opaque) => opaque.serve(&shell, stream, &client).await,
+                    Service::Http(http) => http.serve(&shell, stream, client.peer).await,
+                },
+                Err(stranger) => {
+                    shell.figures.refused_strangers.add(1);
+                    tracing::debug!(proxy = &*shell.config.name, %peer, why = %stranger, "a client is refused");
+                    refuse(&stream);
+                }
             }
             drop(open);
         });

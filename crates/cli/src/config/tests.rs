@@ -338,6 +338,16 @@ ejection_max = "10m"
 max_ejection_percent = 40
 slow_start = "8s"
 
+[proxy.proxy_protocol]
+accept = true
+trusted = ["192.0.2.0/24"]
+timeout = "3s"
+send = "v2"
+
+[proxy.access_log]
+path = "/var/log/accesses"
+format = "text"
+
 [admin]
 listen = "127.0.0.1:1"
 token = "0123456789abcdef"

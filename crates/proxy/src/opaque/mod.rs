@@ -12,8 +12,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use forebay::blame::cause_of;
 use forebay::dial::Machine;
-use forebay::{AcquireError, Exclusive, Lease, Limits, Pool, Removal};
+use forebay::{AcquireError, Exclusive, Lease, Limits, Pool, Removal, sys};
 use forebay_core::Cause;
 use forebay_proxy_core::roster::Tried;
 use tokio::net::TcpStream;
@@ -22,9 +23,26 @@ use self::connector::BackendConnector;
 pub(crate) use self::relay::Buffers;
 use self::relay::{End, Relay};
 use self::spares::{Dialled, Spares};
+use crate::access_log::Entry;
 use crate::backends::Known;
+use crate::introduce::{Client, introduce_to};
 use crate::settings::{BackendAddress, ProxyConfig};
 use crate::worker::{Figured, Shell, refuse};
+
+/// Notes a connection that has ended in the access log, if there is one.
+fn note(
+    shell: &Shell,
+    began: Option<forebay_core::Instant>,
+    who: &Client,
+    backend: Option<SocketAddr>,
+    (up, down): (u64, u64),
+    end: &'static str,
+) {
+    let (Some(log), Some(began)) = (&shell.log, began) else { return };
+    let at = sys::now();
+    let took = at.saturating_duration_since(began);
+    log.note(Entry { at, took, client: who.peer, backend, up, down, end });
+}
 
 /// What one worker needs to pass bytes on.
 pub(crate) struct Opaque {
@@ -81,14 +99,19 @@ impl Opaque {
     }
 
     /// Serves one client from its first byte to its last.
-    pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr) {
-        let Some((backend, mut lease)) = self.connect(shell, peer).await else {
+    pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, who: &Client) {
+        let began = shell.log.as_ref().map(|_| sys::now());
+        let Some((backend, mut lease)) = self.connect(shell, who).await else {
             shell.figures.refused_unreachable.add(1);
+            note(shell, began, who, None, (0, 0), "unreachable");
             return refuse(&client);
         };
         let _visit = backend.enter();
-        let relay = Relay::new(shell, shell.enter(&backend), client, &mut lease);
-        match relay.run().await {
+        let mut relay = Relay::new(shell, shell.enter(&backend), client, &mut lease);
+        let end = relay.run().await;
+        note(shell, began, who, Some(backend.key().address), relay.bytes(), end.as_str());
+        drop(relay);
+        match end {
             End::Whole => {}
             End::Cut => {}
             End::Idle => shell.figures.ended_idle.add(1),
@@ -103,9 +126,9 @@ impl Opaque {
     async fn connect(
         &self,
         shell: &Rc<Shell>,
-        peer: SocketAddr,
+        who: &Client,
     ) -> Option<(Known, Lease<BackendConnector, Exclusive>)> {
-        let settings = &shell.config.connections;
+        let (settings, peer) = (&shell.config.connections, who.peer);
         let began = Instant::now();
         let deadline = began + settings.connect_budget.0;
         let mut tried = Tried::new();
@@ -116,10 +139,19 @@ impl Opaque {
             }
             let until = deadline.min(now + settings.connect_timeout.0);
             match self.acquire(shell, backend.key(), until).await {
-                Ok(lease) => {
-                    backend.note_good();
-                    return Some((backend, lease));
-                }
+                Ok(lease) => match introduce_to(&lease, who, shell.config.proxy_protocol.send) {
+                    Ok(()) => {
+                        backend.note_good();
+                        return Some((backend, lease));
+                    }
+                    Err(error) => {
+                        shell.figures.tried_in_vain.add(1);
+                        let cause = cause_of(&error);
+                        tracing::debug!(proxy = &*shell.config.name, %peer, backend = %backend.key(), %error, "takes no PROXY header");
+                        shell.backends.note_failed(backend.id(), cause);
+                        lease.discard(cause);
+                    }
+                },
                 Err(error) => {
                     shell.figures.tried_in_vain.add(1);
                     tracing::debug!(proxy = &*shell.config.name, %peer, backend = %backend.key(), %error, "cannot be reached");

@@ -34,6 +34,19 @@ pub(super) enum End {
     Backend,
 }
 
+impl End {
+    /// Returns the word for it in the access log.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Cut => "cut",
+            Self::Idle => "idle",
+            Self::Client => "client_failed",
+            Self::Backend => "backend_failed",
+        }
+    }
+}
+
 /// A client and a backend, and what is on its way between them.
 pub(super) struct Relay<'a> {
     shell: &'a Rc<Shell>,
@@ -42,6 +55,8 @@ pub(super) struct Relay<'a> {
     backend: &'a mut TcpStream,
     up: Flow,
     down: Flow,
+    /// Bytes that have come from the client and from the backend.
+    bytes: (u64, u64),
 }
 
 /// One direction.
@@ -82,7 +97,7 @@ impl<'a> Relay<'a> {
         client: TcpStream,
         backend: &'a mut TcpStream,
     ) -> Self {
-        Self { shell, session, client, backend, up: Flow::default(), down: Flow::default() }
+        Self { shell, session, client, backend, up: Flow::default(), down: Flow::default(), bytes: (0, 0) }
     }
 
     /// Passes bytes on until both sides have ended, one has failed, or nothing has moved for too long.
@@ -90,7 +105,7 @@ impl<'a> Relay<'a> {
     /// # Cancel safety
     ///
     /// Cancelled, what is on its way is lost.
-    pub(super) async fn run(mut self) -> End {
+    pub(super) async fn run(&mut self) -> End {
         let idle = self.shell.config.clients.idle_timeout.0;
         let alarm = tokio::time::sleep(idle);
         tokio::pin!(alarm);
@@ -116,6 +131,11 @@ impl<'a> Relay<'a> {
         .await
     }
 
+    /// Returns how many bytes have come from the client and from the backend.
+    pub(super) const fn bytes(&self) -> (u64, u64) {
+        self.bytes
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>, moved: &mut bool) -> Poll<End> {
         if self.session.is_cut(cx) {
             refuse(&self.client);
@@ -127,6 +147,7 @@ impl<'a> Relay<'a> {
         let up = self.up.poll(cx, &mut self.client, self.backend, buffers, &mut n_up);
         let down = self.down.poll(cx, self.backend, &mut self.client, buffers, &mut n_down);
         *moved = n_up + n_down > 0;
+        self.bytes = (self.bytes.0 + n_up, self.bytes.1 + n_down);
         if n_up > 0 {
             self.shell.figures.bytes_up.add(n_up);
         }

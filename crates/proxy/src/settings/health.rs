@@ -119,7 +119,6 @@ impl Default for HealthSettings {
 }
 
 /// Valid settings of health.
-#[allow(dead_code, reason = "the roster reads it as soon as it is there")]
 #[derive(Clone, Debug)]
 pub(crate) struct HealthConfig {
     pub(crate) kind: CheckKind,

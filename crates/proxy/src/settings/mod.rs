@@ -1,5 +1,6 @@
 //! What a person writes in `[[proxy]]`, and the valid configuration made of it.
 
+mod access_log;
 mod backend;
 mod clients;
 mod connections;
@@ -7,6 +8,7 @@ mod discovery;
 mod health;
 mod http;
 mod listen;
+mod proxy_protocol;
 mod spares;
 
 #[cfg(test)]
@@ -20,6 +22,8 @@ pub use forebay::settings::{PoolMode, SettingsError};
 use forebay::units::Span;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::access_log::AccessLogConfig;
+pub use self::access_log::{AccessLogFormat, AccessLogSettings};
 pub use self::backend::BackendAddress;
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
@@ -30,6 +34,8 @@ pub use self::health::{CheckKind, HealthSettings, OnRemoved, OnUnhealthy};
 pub(crate) use self::http::HttpConfig;
 pub use self::http::{HttpSettings, ReuseName};
 pub use self::listen::{ListenAddress, Scheme};
+pub(crate) use self::proxy_protocol::ProxyProtocolConfig;
+pub use self::proxy_protocol::{ProxyProtocolSettings, SendHeader};
 pub use self::spares::SpareSettings;
 
 /// A `[[proxy]]` table of a configuration, every key but `backends` optional.
@@ -65,6 +71,10 @@ pub struct Settings {
     pub clients: ClientSettings,
     /// Which backends are well.
     pub health: HealthSettings,
+    /// PROXY headers.
+    pub proxy_protocol: ProxyProtocolSettings,
+    /// The access log.
+    pub access_log: AccessLogSettings,
     /// How long connections may go on after the proxy was told to end. Default `1m`.
     pub drain_timeout: Span,
     /// Where backends come from, besides those that are named.
@@ -129,6 +139,8 @@ impl Default for Settings {
             spares: SpareSettings::default(),
             clients: ClientSettings::default(),
             health: HealthSettings::default(),
+            proxy_protocol: ProxyProtocolSettings::default(),
+            access_log: AccessLogSettings::default(),
             drain_timeout: Span(Duration::from_secs(60)),
             discovery: DiscoverySettings::default(),
         }
@@ -149,8 +161,9 @@ pub struct ProxyConfig {
     pub(crate) http: HttpConfig,
     pub(crate) spares: Option<SpareSettings>,
     pub(crate) clients: ClientSettings,
-    #[allow(dead_code, reason = "the roster reads it as soon as it is there")]
     pub(crate) health: HealthConfig,
+    pub(crate) proxy_protocol: ProxyProtocolConfig,
+    pub(crate) access_log: Option<AccessLogConfig>,
     pub(crate) drain_timeout: Duration,
     pub(crate) discovery: Option<DiscoveryConfig>,
 }
@@ -203,6 +216,8 @@ impl ProxyConfig {
             spares: spares.filter(|_| has_spares),
             clients: settings.clients.valid()?,
             health: settings.health.valid()?,
+            proxy_protocol: settings.proxy_protocol.valid(settings.mode)?,
+            access_log: settings.access_log.valid(settings.mode)?,
             drain_timeout: settings.drain_timeout.0,
             discovery: settings.discovery.valid(resolvers)?,
         })
