@@ -205,6 +205,7 @@ impl Shared {
             name: proxy.name().to_owned(),
             figures: proxy.figures(),
             backends: proxy.backends(),
+            discovery: proxy.discovery(),
         });
         Some((dns, proxies.collect()))
     }

@@ -15,6 +15,7 @@ use forebay_proxy::{BalanceName, Mode, ProxyConfig};
 use serde::Deserialize;
 use serde::de::value::{Error as WordError, StrDeserializer};
 
+use crate::apiserver::ApiserverProxyArgs;
 use crate::config::{
     AdminConfig, AdminListen, AdminSettings, Config, LogFormat, LogLevel, LogSettings, Machine,
     TOKEN_VARIABLE,
@@ -74,6 +75,16 @@ Examples:
   forebay proxy --listen :8080 --backend 127.0.0.1:9001 --balance least_connections
   forebay proxy --listen :8080 --backend 127.0.0.1:9001 --pool off   the baseline of measurements")]
     Proxy(ProxyArgs),
+    /// Stand on a node before the API servers of its Kubernetes cluster, in the place of k8s-apiserver-proxy.
+    #[command(after_help = "\
+Clients are passed on as they are, one connection each, to API servers that answer /readyz. The list of them is followed
+in the file and, unless --refresh-interval is 0, in Kubernetes, which is asked at each known API server directly; the last
+good list stays.
+
+Examples:
+  forebay apiserver-proxy
+  forebay apiserver-proxy --listen 127.0.0.1:6443 --endpoints endpoints.json --refresh-interval 0")]
+    ApiserverProxy(ApiserverProxyArgs),
     /// Run the servers of a configuration file.
     Run(RunArgs),
     /// Say what is wrong with a configuration file.

@@ -4,6 +4,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`apiserver`] | the drop-in for k8s-apiserver-proxy |
 //! | [`args`] | what may be written on the command line |
 //! | [`config`] | the configuration file, and everything that can be wrong in it |
 //! | [`admin`] | figures and health over HTTP; every metric is declared there |
@@ -13,6 +14,7 @@
 //! | `logs`, `machine`, `failure` | the log, what this machine gives, how the command ends |
 
 pub mod admin;
+pub mod apiserver;
 pub mod args;
 mod bench;
 pub mod config;
@@ -51,6 +53,12 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         None => serve_dns(&args.dns, &args.serve),
         Some(Command::Dns(dns)) => serve_dns(&dns, &args.serve),
         Some(Command::Proxy(proxy)) => {
+            serve::run(proxy.config(&args.serve, &machine::read(Path::new("/dev/null")))?)
+        }
+        Some(Command::ApiserverProxy(proxy)) => {
+            if let Some(warning) = proxy.warning() {
+                eprintln!("warning: {warning}");
+            }
             serve::run(proxy.config(&args.serve, &machine::read(Path::new("/dev/null")))?)
         }
         Some(Command::Run(run)) => {

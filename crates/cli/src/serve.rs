@@ -101,6 +101,9 @@ fn start_proxy(config: ProxyConfig, admin: &str) -> Result<(forebay_proxy::Serve
         admin,
         "proxy is ready"
     );
+    if let Some(endpoints) = server.handle().discovered() {
+        tracing::info!(proxy = name, endpoints = listed(&endpoints), "ready to proxy client requests to");
+    }
     Ok((server, limit))
 }
 

@@ -223,6 +223,11 @@ impl Handle {
         self.discovery.as_ref().map(|discovery| discovery.stats())
     }
 
+    /// Returns the backends that discovery knows; `None` if backends are only those that are named.
+    pub fn discovered(&self) -> Option<Vec<BackendAddress>> {
+        self.discovery.as_ref().map(|discovery| discovery.known())
+    }
+
     /// Returns how many workers live.
     pub fn workers(&self) -> usize {
         self.workers.iter().filter(|worker| worker.lives()).count()

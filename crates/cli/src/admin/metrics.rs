@@ -11,7 +11,7 @@ use forebay_core::{
 };
 use forebay_dns::{PoolStats, Stats};
 use forebay_dns_core::forwarder::{EndpointFigures, ForwarderCounters};
-use forebay_proxy::{BackendFigures, ProxyFigures};
+use forebay_proxy::{BackendFigures, DiscoveryStats, ProxyFigures};
 
 /// What is shown: the figures of the servers, with names that no two pools share.
 #[derive(Debug)]
@@ -58,6 +58,8 @@ pub struct ProxyStats {
     pub figures: ProxyFigures,
     /// Those of the connections to its backends.
     pub backends: Vec<BackendFigures>,
+    /// Those of discovery, if its backends come from there.
+    pub discovery: Option<DiscoveryStats>,
 }
 
 /// A pool with a name that no other has.
@@ -592,7 +594,7 @@ pub fn descriptions() -> Vec<Description> {
         labels: &[],
         help: help.trim().to_owned(),
     });
-    let proxies = ProxyFigures::TABLE.iter().map(|(field, kind, help)| {
+    let proxies = ProxyFigures::TABLE.iter().chain(DiscoveryStats::TABLE).map(|(field, kind, help)| {
         let (name, kind) = proxy_metric(field, *kind);
         Description { name, kind, labels: PROXY, help: help.trim().to_owned() }
     });
@@ -621,6 +623,18 @@ pub fn exposition(scrape: &Scrape<'_>) -> String {
             for proxy in scrape.proxies {
                 if let Some(value) = proxy.figures.values().nth(at) {
                     samples.put(&[&proxy.name], value);
+                }
+            }
+        }
+    }
+    if scrape.proxies.iter().any(|proxy| proxy.discovery.is_some()) {
+        for (at, (field, kind, help)) in DiscoveryStats::TABLE.iter().enumerate() {
+            let (name, kind) = proxy_metric(field, *kind);
+            head(&mut text, &name, kind, help);
+            let mut samples = Samples { text: &mut text, name: &name, labels: PROXY };
+            for proxy in scrape.proxies {
+                if let Some(discovery) = &proxy.discovery {
+                    samples.put(&[&proxy.name], discovery.values()[at]);
                 }
             }
         }

@@ -28,6 +28,7 @@ use forebay_core::Instant;
 use tokio::sync::{oneshot, watch};
 
 use crate::settings::{BackendAddress, BalanceName, DiscoveryConfig, ListenAddress};
+use crate::stats::Kind;
 
 /// One backend that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +113,7 @@ pub struct DiscoveryStats {
     pub changes: u64,
     /// Attempts that gave no list: a broken file, a server that did not answer. The last good list stays.
     pub failures: u64,
-    /// Empty lists, which were not believed.
+    /// Empty lists, which were not believed unless that is allowed.
     pub empty: u64,
     /// Times that the list could not be written to its file.
     pub save_failures: u64,
@@ -120,6 +121,30 @@ pub struct DiscoveryStats {
     pub is_fresh: bool,
     /// When a source last gave a list; `None` if it never has.
     pub listed_at: Option<Instant>,
+}
+
+impl DiscoveryStats {
+    /// Name, kind and meaning of each figure, in the order of [`DiscoveryStats::values`].
+    pub const TABLE: &[(&str, Kind, &str)] = &[
+        ("discovery_backends", Kind::Gauge, "Backends in the list that is in use."),
+        (
+            "discovery_fresh",
+            Kind::Gauge,
+            "Whether the last attempt to get a list gave one: 0 says that the list is an old one.",
+        ),
+        ("discovery_lists", Kind::Counter, "Lists that a source has given."),
+        ("discovery_changes", Kind::Counter, "Lists that differed from the one before."),
+        ("discovery_failures", Kind::Counter, "Attempts that gave no list; the last good one stays."),
+        ("discovery_empty", Kind::Counter, "Empty lists; the last good one stays, unless they are allowed."),
+        ("discovery_save_failures", Kind::Counter, "Times that the list could not be written to its file."),
+    ];
+
+    /// Returns the figures in the order of [`DiscoveryStats::TABLE`].
+    pub fn values(&self) -> [u64; 7] {
+        let backends = self.backends as u64;
+        let fresh = u64::from(self.is_fresh);
+        [backends, fresh, self.lists, self.changes, self.failures, self.empty, self.save_failures]
+    }
 }
 
 #[derive(Debug)]
@@ -199,8 +224,10 @@ impl Feed {
         }
         let list = in_order(list);
         let before = self.current();
-        if list.is_empty() && !self.allow_empty {
+        if list.is_empty() {
             self.figures.empty.fetch_add(1, Relaxed);
+        }
+        if list.is_empty() && !self.allow_empty {
             tracing::warn!(
                 proxy = &*self.proxy,
                 %source,
@@ -335,6 +362,11 @@ impl Discovery {
     /// Returns the list as it is now, and what tells when it changes.
     pub(crate) fn list(&self) -> watch::Receiver<Discovered> {
         self.list.clone()
+    }
+
+    /// Returns the backends that are known.
+    pub(crate) fn known(&self) -> Vec<BackendAddress> {
+        self.list.borrow().endpoints.iter().map(|found| found.backend.clone()).collect()
     }
 
     /// Returns the figures.
