@@ -42,10 +42,10 @@ use self::discover::{DiscoverError, Discovered, Discovery};
 pub use self::discover::{DiscoveryStats, Source};
 use self::keeper::Keeper;
 pub use self::settings::{
-    AccessLogFormat, AccessLogSettings, BackendAddress, BalanceName, CheckKind, ClientSettings,
+    AccessLogFormat, AccessLogSettings, BackendAddress, BackendTls, BalanceName, CheckKind, ClientSettings,
     ConnectionSettings, DiscoverySettings, HealthSettings, HttpSettings, ListenAddress, Mode, OnRemoved,
-    OnUnhealthy, PoolMode, ProxyConfig, ProxyProtocolSettings, ReuseName, Scheme, SendHeader, Settings,
-    SettingsError, SpareSettings,
+    OnUnhealthy, PoolMode, Protocol, ProxyConfig, ProxyProtocolSettings, ReuseName, Scheme, SendHeader,
+    Settings, SettingsError, SpareSettings, TlsSettings,
 };
 pub use self::stats::{Kind, ProxyFigures};
 use self::worker::{Phase, Started, WorkerSeed};
@@ -59,6 +59,8 @@ pub struct Server {
     handle: Handle,
     access_log: Option<AccessLogWriter>,
     _keeper: Keeper,
+    /// While it is there, the files of the certificate are looked after.
+    _certificate: Option<std::sync::mpsc::Sender<()>>,
 }
 
 #[derive(Debug)]
@@ -99,6 +101,8 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
     let backends = Arc::new(backends);
     let keeper = Keeper::start(Arc::clone(&backends), list, &config)?;
     let machine = Machine::of_process().map_err(|error| StartError::Thread { error })?;
+    let certificate =
+        config.tls.as_ref().map(|tls| watch_certificate(Arc::clone(&tls.certificates))).transpose()?;
     let (phase, _) = watch::channel(Phase::Serving);
     let places = Arc::new(Places::new(config.clients.connections_max, config.clients.connections_per_client));
     let limits = Limits::new();
@@ -141,7 +145,15 @@ pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
     }
     let lines = access_log.as_ref().map(AccessLogWriter::figures);
     let handle = Handle { lines, config, backends, discovery: discovery.map(Arc::new), workers: all.into() };
-    Ok(Server { addresses: listeners.addresses, phase, workers, handle, _keeper: keeper, access_log })
+    Ok(Server {
+        addresses: listeners.addresses,
+        phase,
+        workers,
+        handle,
+        _keeper: keeper,
+        _certificate: certificate,
+        access_log,
+    })
 }
 
 impl Server {
@@ -325,6 +337,18 @@ impl std::error::Error for StartError {
             Self::Discovery(_) | Self::Random => None,
         }
     }
+}
+
+/// Looks after the certificate until the returned end is dropped. Not on a worker: a disk may take its time.
+fn watch_certificate(
+    certificates: Arc<forebay::tls::Certificates>,
+) -> Result<std::sync::mpsc::Sender<()>, StartError> {
+    let (alive, end) = std::sync::mpsc::channel();
+    std::thread::Builder::new()
+        .name("proxy-certificate".to_owned())
+        .spawn(move || forebay::tls::watch(&certificates, &end))
+        .map(|_| alive)
+        .map_err(|error| StartError::Thread { error })
 }
 
 fn random() -> Result<u64, StartError> {

@@ -25,7 +25,7 @@ use crate::backends::{Backends, Known, Parting, View};
 use crate::http::Http;
 use crate::introduce::introduce;
 use crate::opaque::{Buffers, Opaque};
-use crate::settings::{BackendAddress, Mode, ProxyConfig};
+use crate::settings::{BackendAddress, Mode, ProxyConfig, Scheme};
 use crate::stats::Figures;
 
 /// How long clients wait while there are too many, before those that come are refused.
@@ -191,9 +191,11 @@ impl Shell {
             Service::Opaque(opaque) => opaque.start(&shell),
             Service::Http(_) => {}
         }
-        for listener in listeners {
+        // Each worker has one for each address, in their order.
+        for (listener, listen) in listeners.into_iter().zip(&shell.config.listen) {
             let listener = TcpListener::from_std(listener)?;
-            tokio::task::spawn_local(Rc::clone(&shell).accept(listener, seed.phase.clone()));
+            let accept = Rc::clone(&shell).accept(listener, listen.scheme, seed.phase.clone());
+            tokio::task::spawn_local(accept);
         }
         Ok(shell)
     }
@@ -221,7 +223,12 @@ impl Shell {
     }
 
     /// Accepts clients until the proxy takes no more.
-    async fn accept(self: Rc<Self>, listener: TcpListener, mut phase: watch::Receiver<Phase>) {
+    async fn accept(
+        self: Rc<Self>,
+        listener: TcpListener,
+        scheme: Scheme,
+        mut phase: watch::Receiver<Phase>,
+    ) {
         let mut full_since = None;
         loop {
             // Who comes while there are too many waits in the kernel's line: a place may soon be free.
@@ -245,7 +252,7 @@ impl Shell {
                     if !self.places.is_full() {
                         full_since = None;
                     }
-                    self.admit(stream, peer);
+                    self.admit(stream, peer, scheme);
                 }
                 // The client has gone already, or this machine has nothing left to serve it with.
                 Err(error) if forebay::blame::cause_of(&error).blame() == Blame::Local => {
@@ -257,7 +264,7 @@ impl Shell {
     }
 
     /// Serves a client, if there is a place for it.
-    fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+    fn admit(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, scheme: Scheme) {
         self.figures.accepted.add(1);
         let Some(place) = self.places.take(peer.ip()) else {
             self.figures.refused_full.add(1);
@@ -273,7 +280,7 @@ impl Shell {
             match introduce(&stream, peer, &shell.config.proxy_protocol).await {
                 Ok(client) => match &shell.service {
                     Service::Opaque(opaque) => opaque.serve(&shell, stream, &client).await,
-                    Service::Http(http) => http.serve(&shell, stream, client.peer).await,
+                    Service::Http(http) => http.serve(&shell, stream, client.peer, scheme).await,
                 },
                 Err(stranger) => {
                     shell.figures.refused_strangers.add(1);

@@ -26,23 +26,7 @@ pub struct TlsSettings {
 impl TlsSettings {
     /// Reads the files, if they are named.
     pub(super) fn load(&self, listen: &[ListenAddress]) -> Result<Option<Arc<Certificates>>, SettingsError> {
-        let wrong = |key: &str, problem: String| SettingsError { key: format!("tls.{key}"), problem };
         let needed = listen.iter().find(|listen| listen.scheme.is_encrypted());
-        match (self.certificate.as_os_str().is_empty(), self.key.as_os_str().is_empty()) {
-            (true, true) => match needed {
-                Some(listen) => Err(SettingsError {
-                    key: "listen".to_owned(),
-                    problem: format!(
-                        "{listen} needs a certificate: set tls.certificate and tls.key to PEM files"
-                    ),
-                }),
-                None => Ok(None),
-            },
-            (true, false) => Err(wrong("certificate", "is missing, and tls.key is there".to_owned())),
-            (false, true) => Err(wrong("key", "is missing, and tls.certificate is there".to_owned())),
-            (false, false) => Certificates::load(&self.certificate, &self.key)
-                .map(|certificates| Some(Arc::new(certificates)))
-                .map_err(|fault| wrong(fault.key, fault.problem)),
-        }
+        Certificates::of_settings(&self.certificate, &self.key, needed)
     }
 }

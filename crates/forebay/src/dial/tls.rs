@@ -8,6 +8,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
@@ -21,6 +22,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Route, SocketEndpoint, Tcp, Transport, step};
 use crate::pool::{Connector, Dial, DialError};
+use crate::stream::Stream;
 use crate::sys::{self, StreamState, TcpOptions};
 
 /// Combinations of roots, ALPN and identity of which TLS sessions are remembered. One is usual.
@@ -228,15 +230,37 @@ impl Tls {
     pub fn new(options: TcpOptions) -> Self {
         Self { tcp: Tcp::new(options), configs: ClientConfigs::default() }
     }
-}
 
-impl Connector for Tls {
-    type Conn = TlsStream<TcpStream>;
-    type Endpoint = TlsEndpoint;
+    /// Connects and shakes hands, as a pool's dial does, for a connection as a [`Stream`].
+    ///
+    /// # Errors
+    ///
+    /// A [`DialError`] that names the step that failed.
+    pub async fn open(&self, endpoint: TlsEndpoint, timeout: Duration) -> Result<Stream, DialError> {
+        let stream = self.shake_hands(endpoint, Instant::now() + timeout).await?;
+        let (socket, connection) = stream.into_inner();
+        Ok(Stream::encrypted(socket, connection))
+    }
 
-    async fn connect(&self, dial: Dial<TlsEndpoint>) -> Result<Self::Conn, DialError> {
+    /// Connects without shaking hands, with the same options.
+    ///
+    /// # Errors
+    ///
+    /// A [`DialError`] that names the step that failed.
+    pub async fn open_plain(
+        &self,
+        endpoint: &SocketEndpoint,
+        timeout: Duration,
+    ) -> Result<Stream, DialError> {
+        self.tcp.stream(endpoint, Instant::now() + timeout).await.map(Stream::plain)
+    }
+
+    async fn shake_hands(
+        &self,
+        endpoint: TlsEndpoint,
+        deadline: Instant,
+    ) -> Result<TlsStream<TcpStream>, DialError> {
         const HANDSHAKE: &str = "TLS handshake";
-        let (endpoint, deadline) = (dial.endpoint, Instant::now() + dial.timeout);
         let config =
             self.configs.config_as(&endpoint.roots, &endpoint.alpn, endpoint.identity.as_ref()).map_err(
                 |error| DialError::new(forebay_core::Cause::Internal, "TLS configuration").with_source(error),
@@ -247,6 +271,15 @@ impl Connector for Tls {
             stream.map_err(|error| DialError::from_io(error, HANDSHAKE))
         };
         step(deadline, HANDSHAKE, handshake).await
+    }
+}
+
+impl Connector for Tls {
+    type Conn = TlsStream<TcpStream>;
+    type Endpoint = TlsEndpoint;
+
+    async fn connect(&self, dial: Dial<TlsEndpoint>) -> Result<Self::Conn, DialError> {
+        self.shake_hands(dial.endpoint, Instant::now() + dial.timeout).await
     }
 
     fn is_alive(&self, conn: &mut Self::Conn) -> bool {

@@ -1,5 +1,6 @@
 //! A certificate and its key, out of two files that may be replaced while the server runs.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +16,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::validity::Validity;
+use crate::settings::SettingsError;
 
 /// How often the files are looked at. They are read when they have changed and then stood still for as long: whoever
 /// replaces them writes one after the other.
@@ -66,6 +68,36 @@ impl Certificates {
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, Fault> {
         let pair = Pair::read(certificate, key)?;
         Ok(Self { certificate: certificate.into(), key: key.into(), current: RwLock::new(pair) })
+    }
+
+    /// Reads the files that the settings `tls.certificate` and `tls.key` name; none if they are empty. `needed` is what
+    /// cannot do without them.
+    ///
+    /// # Errors
+    ///
+    /// Which setting is wrong, and how.
+    pub fn of_settings(
+        certificate: &Path,
+        key: &Path,
+        needed: Option<impl fmt::Display>,
+    ) -> Result<Option<Arc<Self>>, SettingsError> {
+        let wrong = |key: &str, problem: String| SettingsError { key: format!("tls.{key}"), problem };
+        match (certificate.as_os_str().is_empty(), key.as_os_str().is_empty()) {
+            (true, true) => match needed {
+                Some(listen) => Err(SettingsError {
+                    key: "listen".to_owned(),
+                    problem: format!(
+                        "{listen} needs a certificate: set tls.certificate and tls.key to PEM files"
+                    ),
+                }),
+                None => Ok(None),
+            },
+            (true, false) => Err(wrong("certificate", "is missing, and tls.key is there".to_owned())),
+            (false, true) => Err(wrong("key", "is missing, and tls.certificate is there".to_owned())),
+            (false, false) => Self::load(certificate, key)
+                .map(|certificates| Some(Arc::new(certificates)))
+                .map_err(|fault| wrong(fault.key, fault.problem)),
+        }
     }
 
     /// Returns when the certificate ends, in seconds since 1970, if it says so.

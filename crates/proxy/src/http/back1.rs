@@ -9,6 +9,7 @@ use forebay_proxy_core::http1::{
 };
 use forebay_proxy_core::rules::{Ended, Spoilt, verdict};
 
+use super::back2::Back2Desk;
 use super::exchange::{Back, Broken, Finished, Incoming, Outgoing};
 use super::wire::{Reading, Writing};
 
@@ -19,6 +20,8 @@ pub(super) struct BackDesk {
     head_len: usize,
     reading: Reading,
     writing: Writing,
+    /// The same by HTTP/2.
+    pub(super) two: Back2Desk,
 }
 
 impl BackDesk {
@@ -27,6 +30,7 @@ impl BackDesk {
         self.head_len = 0;
         self.reading.clear();
         self.writing.clear();
+        self.two.clear();
     }
 }
 

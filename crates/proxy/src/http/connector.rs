@@ -1,10 +1,13 @@
 //! Connections to backends whose bytes are HTTP.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use forebay::dial::{Route, SocketEndpoint, Tcp, Transport};
+use forebay::dial::{Roots, Route, SocketEndpoint, Tls, TlsEndpoint, Transport};
 use forebay::stream::Stream;
+use forebay::tls::ALPN_HTTP;
 use forebay::{Connector, Dial, DialError};
 
 use crate::settings::{BackendAddress, ProxyConfig};
@@ -17,15 +20,48 @@ pub(crate) struct Conn1 {
     pub(super) uses: u64,
 }
 
+/// Connects to backends, and shakes hands where they want that. Remembers the sessions of each identity for itself.
+#[derive(Debug)]
+pub(super) struct Dialler {
+    tls: Tls,
+}
+
+impl Dialler {
+    pub(super) fn new(config: &ProxyConfig) -> Self {
+        Self { tls: Tls::new(config.connections.tcp()) }
+    }
+
+    /// Connects, and offers these protocols.
+    pub(super) async fn dial(
+        &self,
+        backend: &BackendAddress,
+        alpn: &[&[u8]],
+        timeout: Duration,
+    ) -> Result<Stream, DialError> {
+        let socket = SocketEndpoint::from(backend.address);
+        let Some(tls) = &backend.tls else {
+            return self.tls.open_plain(&socket, timeout).await;
+        };
+        let endpoint = TlsEndpoint {
+            socket,
+            name: tls.name.clone(),
+            roots: Roots::clone(&tls.roots),
+            alpn: alpn.iter().map(|name| name.to_vec()).collect(),
+            identity: tls.identity.clone(),
+        };
+        self.tls.open(endpoint, timeout).await
+    }
+}
+
 /// Dials backends that speak HTTP/1.1.
 #[derive(Debug)]
 pub(crate) struct HttpConnector {
-    tcp: Tcp,
+    dialler: Arc<Dialler>,
 }
 
 impl HttpConnector {
-    pub(super) fn new(config: &ProxyConfig) -> Self {
-        Self { tcp: Tcp::new(config.connections.tcp()) }
+    pub(super) const fn new(dialler: Arc<Dialler>) -> Self {
+        Self { dialler }
     }
 }
 
@@ -34,9 +70,7 @@ impl Connector for HttpConnector {
     type Endpoint = BackendAddress;
 
     async fn connect(&self, dial: Dial<BackendAddress>) -> Result<Conn1, DialError> {
-        let endpoint = SocketEndpoint::from(dial.endpoint.address);
-        let dial = Dial { endpoint, timeout: dial.timeout, reporter: dial.reporter };
-        let stream = self.tcp.connect(dial).await.map(Stream::plain)?;
+        let stream = self.dialler.dial(&dial.endpoint, &ALPN_HTTP[1..], dial.timeout).await?;
         Ok(Conn1 { stream, uses: 0 })
     }
 

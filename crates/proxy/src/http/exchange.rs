@@ -45,8 +45,9 @@ pub(crate) enum Broken {
     /// What came was no body, or ended early.
     Body(BodyError),
     /// The peer did not look at the request (HTTP/2: REFUSED_STREAM, or a stream above GOAWAY's).
-    #[allow(dead_code, reason = "HTTP/1.1 has no word for it")]
     Refused,
+    /// The stream was broken off, and the code says why (HTTP/2).
+    Reset(h2::Reason),
 }
 
 impl From<io::Error> for Broken {
@@ -65,6 +66,7 @@ impl std::fmt::Display for Broken {
             Self::Head(error) => error.fmt(f),
             Self::Body(error) => error.fmt(f),
             Self::Refused => f.write_str("the request was refused unread"),
+            Self::Reset(reason) => write!(f, "the stream was reset: {reason} ({reason:?})"),
         }
     }
 }
@@ -156,6 +158,13 @@ pub(crate) struct Failure {
     pub(crate) begun: bool,
     /// Whether any of the request's body was consumed.
     pub(crate) body_consumed: bool,
+}
+
+impl Failure {
+    /// The failure of a request of which nothing was sent.
+    pub(crate) const fn unsent(broken: Broken) -> Self {
+        Self { failed: Failed::Back(broken), answered: false, begun: false, body_consumed: false }
+    }
 }
 
 /// For how long each side may do nothing.

@@ -6,15 +6,19 @@
 //! | `send` | picks a backend, takes a connection, tries again where that is allowed, gives the connection back |
 //! | `front1` | the client's side by HTTP/1.1 |
 //! | `back1` | the backend's side by HTTP/1.1 |
+//! | `front2`, `back2` | the same by HTTP/2; `stream2`: what both have in common |
 //! | `wire` | one half of an HTTP/1.1 connection: buffers and framing |
 //! | `tunnel` | what was HTTP, after 101 or CONNECT |
 //! | `connector` | connections to backends |
 
 mod back1;
+mod back2;
 mod connector;
 mod exchange;
 mod front1;
+mod front2;
 mod send;
+mod stream2;
 mod tunnel;
 mod wire;
 
@@ -29,18 +33,22 @@ use std::time::Duration;
 
 use forebay::dial::Machine;
 use forebay::stream::Stream;
-use forebay::{Limits, Pool, Removal, sys};
+use forebay::tls::ALPN_HTTP;
+use forebay::{Limits, Pool, Removal, Shared, sys};
 use forebay_core::Config;
 use forebay_proxy_core::http1::{Client, Expectation, HeadError, write_decimal};
 use forebay_proxy_core::rules::RetryBudget;
+use rustls::{ServerConfig, ServerConnection};
 use tokio::net::TcpStream;
 
 use self::back1::BackDesk;
-use self::connector::HttpConnector;
+use self::back2::{Http2Connector, Spoken};
+use self::connector::{Dialler, HttpConnector};
 use self::exchange::{Alarm, Patience};
 use self::front1::{Front1, FrontDesk};
+use self::front2::PREFACE;
 use self::send::{Refused, Sent, Session};
-use crate::settings::{BackendAddress, HttpConfig, ProxyConfig};
+use crate::settings::{BackendAddress, HttpConfig, ProxyConfig, Scheme};
 use crate::worker::{Figured, Shell, refuse};
 
 /// Desks that are kept for the next request, per worker: as many requests as are commonly in progress at once.
@@ -58,6 +66,12 @@ pub(crate) struct Http {
     pool: Pool<HttpConnector>,
     /// Connections that carry one client's requests alone: those that must be new, and those that have become private.
     fresh: Pool<HttpConnector>,
+    /// Connections that carry many requests at once, by HTTP/2.
+    pool2: Pool<Http2Connector, Shared>,
+    /// Which backends have chosen HTTP/1.1 when they were asked.
+    spoken: Arc<Spoken>,
+    /// What clients of `https://` listeners are answered.
+    tls: Option<Arc<ServerConfig>>,
     #[allow(clippy::vec_box, reason = "what is lent changes hands by its address")]
     desks: RefCell<Vec<Box<Desk>>>,
     budget: RefCell<RetryBudget>,
@@ -89,8 +103,9 @@ impl Http {
         limits: Arc<Limits<BackendAddress>>,
         seed: u64,
     ) -> io::Result<Self> {
+        let (dialler, spoken) = (Arc::new(Dialler::new(config)), Arc::new(Spoken::default()));
         let pool = |config: &ProxyConfig, policy: Config, seed| {
-            Pool::builder(HttpConnector::new(config))
+            Pool::builder(HttpConnector::new(Arc::clone(&dialler)))
                 .name(&*config.name)
                 .config(policy)
                 .budget(Arc::clone(&machine))
@@ -101,6 +116,16 @@ impl Http {
                 .map_err(io::Error::other)
         };
         let http = config.http.clone();
+        let connector2 = Http2Connector::new(&http, Arc::clone(&dialler), Arc::clone(&spoken));
+        let pool2 = Pool::shared(connector2)
+            .name(&*config.name)
+            .config(Config { capacity: http.backend_streams_max, ..config.pool })
+            .budget(Arc::clone(&machine))
+            .limits(Arc::clone(&limits))
+            .shards(1)
+            .seed(seed.rotate_left(16))
+            .build()
+            .map_err(io::Error::other)?;
         Ok(Self {
             patience: Patience {
                 response: http.response_timeout,
@@ -109,6 +134,9 @@ impl Http {
             },
             pool: pool(config, config.pool, seed)?,
             fresh: pool(config, Config { uses_max: Some(1), ..config.pool }, seed.rotate_left(32))?,
+            pool2,
+            spoken,
+            tls: config.tls.as_ref().map(|tls| Arc::clone(&tls.config)),
             desks: RefCell::default(),
             budget: RefCell::default(),
             ids: Cell::new((seed, 0)),
@@ -120,28 +148,46 @@ impl Http {
     pub(crate) fn adopt(&self, backend: &BackendAddress) {
         self.pool.add_endpoint(backend.clone());
         self.fresh.add_endpoint(backend.clone());
+        self.pool2.add_endpoint(backend.clone());
     }
 
     /// Closes connections to a backend that nobody uses, and lets those in use end.
     pub(crate) fn purge(&self, backend: &BackendAddress) {
         self.pool.remove_endpoint(backend, Removal::Drain);
         self.fresh.remove_endpoint(backend, Removal::Drain);
+        self.pool2.remove_endpoint(backend, Removal::Drain);
     }
 
     /// Returns what tells the figures of the connections.
     pub(crate) fn figured(&self) -> Figured {
-        let (pool, fresh) = (self.pool.clone(), self.fresh.clone());
+        let (pool, fresh, pool2) = (self.pool.clone(), self.fresh.clone(), self.pool2.clone());
         Arc::new(move || {
             let mut all = pool.snapshot().endpoints;
             all.extend(fresh.snapshot().endpoints);
+            all.extend(pool2.snapshot().endpoints);
             all
         })
     }
 
-    /// Serves one client, request after request.
-    pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr) {
-        let stream = Stream::plain(client);
-        let mut session = Session::new(Client::new(peer.ip(), stream.is_encrypted()), peer.ip());
+    /// Serves one client, request after request. `scheme` is that of the listener it came to.
+    pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr, scheme: Scheme) {
+        let tells = Client::new(peer.ip(), scheme.is_encrypted());
+        let stream = match (scheme, &self.tls) {
+            (Scheme::Plain, _) => Stream::plain(client),
+            (Scheme::Https, Some(tls)) => {
+                let Some(stream) = self.shake_hands(client, tls).await else {
+                    shell.figures.failed_client.add(1);
+                    return;
+                };
+                if stream.speaks(ALPN_HTTP[0]) {
+                    return self.serve2(shell, stream, Vec::new(), tells, peer.ip()).await;
+                }
+                stream
+            }
+            // Settings without a certificate have no such listener.
+            (Scheme::Https, None) => return,
+        };
+        let mut session = Session::new(tells.clone(), peer.ip());
         let mut alarm = Alarm::default();
         let mut desk: Option<Box<Desk>> = None;
         loop {
@@ -152,7 +198,12 @@ impl Http {
             let mut busy = desk.take().unwrap_or_else(|| self.take_desk());
             let lasts = self.serve_request(shell, &stream, &mut session, &mut busy, &mut alarm).await;
             if !lasts {
-                return self.give_desk(busy);
+                let early = busy.front.reading.take_http2();
+                self.give_desk(busy);
+                if let Some(early) = early {
+                    self.serve2(shell, stream, early, tells, peer.ip()).await;
+                }
+                return;
             }
             match busy.front.reading.left() {
                 0 => self.give_desk(busy),
@@ -160,6 +211,13 @@ impl Http {
                 _ => desk = Some(busy),
             }
         }
+    }
+
+    /// Shakes hands with a client, if it does so in time.
+    async fn shake_hands(&self, client: TcpStream, tls: &Arc<ServerConfig>) -> Option<Stream> {
+        let stream = Stream::encrypted(client, ServerConnection::new(Arc::clone(tls)).ok()?);
+        let shaken = tokio::time::timeout(self.config.head_timeout, stream.handshake()).await;
+        matches!(shaken, Ok(Ok(_))).then_some(stream)
     }
 
     /// Waits for a client's next request. Whether something has come.
@@ -205,6 +263,8 @@ impl Http {
         let head_len = match self.read_head(stream, &mut desk.front, alarm).await {
             Ok(head_len) => head_len,
             Err(NoHead::Gone) => return false,
+            // It speaks HTTP/2 without having asked (RFC 9113 §3.3).
+            Err(NoHead::Bad(_)) if desk.front.reading.bytes.starts_with(PREFACE) => return false,
             Err(NoHead::Bad(error)) => {
                 shell.figures.requests_bad.add(1);
                 let refused = Refused { status: error.status(), why: error.to_string() };
@@ -263,7 +323,7 @@ impl Http {
                 desk.front.reading.pass();
                 answered && lasts
             }
-            Sent::BrokenOff => {
+            Sent::Left | Sent::BrokenOff(_) => {
                 // A response that ends early must not look like one that ended.
                 refuse(stream.socket());
                 false

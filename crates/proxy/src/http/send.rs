@@ -7,17 +7,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use forebay::{AcquireError, Cause, Exclusive, Lease, sys};
+use forebay::{AcquireError, Cause, Exclusive, Lease, Shared, sys};
 use forebay_proxy_core::http1::{Announce, Body, Client, Method, RequestOut, request_body};
 use forebay_proxy_core::roster::Tried;
 use forebay_proxy_core::rules::{self, Replay, Reuse, Switch, is_private, wants_upgrade};
 
 use super::Http;
 use super::back1::{Back1, BackDesk};
+use super::back2::{Back2, Http2Connector};
 use super::connector::HttpConnector;
 use super::exchange::{Alarm, Back, Broken, Failed, Failure, Front, attempt};
 use crate::backends::Known;
-use crate::settings::BackendAddress;
+use crate::settings::{BackendAddress, Protocol};
 use crate::worker::Shell;
 
 /// One client, from its first request to its last. Each stream of an HTTP/2 connection may have one of its own.
@@ -34,11 +35,17 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) const fn new(client: Client, peer: IpAddr) -> Self {
-        Self { client, peer, is_first: true, private: None }
+        Self::later(client, peer, true)
+    }
+
+    /// One stream of a client, which may have had others before.
+    pub(super) const fn later(client: Client, peer: IpAddr, is_first: bool) -> Self {
+        Self { client, peer, is_first, private: None }
     }
 }
 
 type Held = Lease<HttpConnector, Exclusive>;
+type Held2 = Lease<Http2Connector, Shared>;
 
 /// What became of a request.
 pub(super) enum Sent {
@@ -48,8 +55,10 @@ pub(super) enum Sent {
     Tunnel(Box<Tunnel>),
     /// Nothing of a response has been written: this is to be.
     Refused(Refused),
-    /// The client has left, or its response can only be broken off.
-    BrokenOff,
+    /// The client has left.
+    Left,
+    /// The response can only be broken off; by HTTP/2, with this code.
+    BrokenOff(Option<h2::Reason>),
 }
 
 /// The backend's end of a tunnel.
@@ -70,9 +79,24 @@ pub(super) struct Refused {
 /// A connection for one request.
 struct Link {
     backend: Known,
-    lease: Held,
+    hold: Hold,
     is_private: bool,
     is_reused: bool,
+}
+
+/// A connection, or one stream of it.
+enum Hold {
+    One(Held),
+    Two(Held2),
+}
+
+/// What kind of connection a request wants.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    /// Whether it could be sent again.
+    is_replayable: bool,
+    /// Whether it may become a tunnel, which only HTTP/1.1 has.
+    is_tunnel: bool,
 }
 
 impl Http {
@@ -99,8 +123,10 @@ impl Http {
         let id = if self.config.forwarded.request_id { self.next_id() } else { 0 };
         let mut tried = Tried::new();
         let mut again: Option<Known> = None;
+        let wish = Wish { is_replayable, is_tunnel: upgrade || method == Method::Connect };
+        let mut was_refused = false;
         loop {
-            let mut link = match self.link(shell, session, again.take(), &mut tried, is_replayable).await {
+            let link = match self.link(shell, session, again.take(), &mut tried, wish).await {
                 Ok(link) => link,
                 Err(refused) => {
                     shell.figures.requests_failed.add(1);
@@ -134,11 +160,52 @@ impl Http {
                 host: &host,
                 id,
             };
-            let mut back = Back1::new(&link.lease.stream, desk, &self.config.limits, front.request(), &how);
+            let Link { backend, hold, is_private: was_private, is_reused } = link;
+            let mut lease = match hold {
+                Hold::One(lease) => lease,
+                Hold::Two(lease) => {
+                    let back = Back2::new(&lease, &mut desk.two, backend.key(), front.request(), &how);
+                    let ended = match back {
+                        Ok(mut back) => attempt(front, &mut back, None, &self.patience, alarm).await,
+                        Err(broken) => Err(Failure::unsent(broken)),
+                    };
+                    let failure = match ended {
+                        Ok(_) => {
+                            let now = sys::coarse_now();
+                            known.note_good();
+                            known.note_latency(now, now.saturating_duration_since(began));
+                            lease.complete();
+                            return Sent::Answered;
+                        }
+                        Err(failure) => failure,
+                    };
+                    // Its stream has failed; of the connection's end its own task tells.
+                    match &failure.failed {
+                        Failed::Back(Broken::Refused | Broken::Io(_)) => lease.unused(),
+                        failed => lease.fail(cause(failed)),
+                    }
+                    if !is_reused || failure.answered {
+                        shell.backends.note_failed(backend.id(), cause(&failure.failed));
+                    }
+                    // One backend may refuse a stream only because its connection ends: it is asked once more.
+                    let is_refused = matches!(failure.failed, Failed::Back(Broken::Refused));
+                    let replay = match replay(&failure, method, is_reused) {
+                        Some(Replay::Next) if is_refused && !std::mem::replace(&mut was_refused, true) => {
+                            Some(Replay::Fresh)
+                        }
+                        replay => replay,
+                    };
+                    if !self.tries_again(shell, &failure, replay, &backend, &mut again, &mut tried) {
+                        return self.fail(shell, session, backend.key(), &failure);
+                    }
+                    continue;
+                }
+            };
+            let mut back = Back1::new(&lease.stream, desk, &self.config.limits, front.request(), &how);
             let failure = match attempt(front, &mut back, asked.as_deref(), &self.patience, alarm).await {
                 Ok(finished) if finished.switch != Switch::Stays => {
                     let early = back.early().to_vec();
-                    return Sent::Tunnel(Box::new(Tunnel { lease: link.lease, early }));
+                    return Sent::Tunnel(Box::new(Tunnel { lease, early }));
                 }
                 Ok(finished) => {
                     let now = sys::coarse_now();
@@ -146,21 +213,20 @@ impl Http {
                     known.note_latency(now, now.saturating_duration_since(began));
                     let verdict = back.verdict(&finished, method == Method::Connect);
                     let (head, bytes) = back.response();
-                    let is_private = link.is_private || is_private(head, bytes);
-                    link.lease.uses += 1;
+                    let is_private = was_private || is_private(head, bytes);
+                    lease.uses += 1;
                     match verdict {
-                        Ok(()) if is_private => session.private = Some((link.backend, link.lease)),
-                        Ok(()) => link.lease.complete(),
+                        Ok(()) if is_private => session.private = Some((backend, lease)),
+                        Ok(()) => lease.complete(),
                         Err(spoilt) => {
-                            tracing::trace!(backend = %link.backend.key(), why = spoilt.as_str(), "not kept");
-                            link.lease.complete_last();
+                            tracing::trace!(backend = %backend.key(), why = spoilt.as_str(), "not kept");
+                            lease.complete_last();
                         }
                     }
                     return Sent::Answered;
                 }
                 Err(failure) => failure,
             };
-            let Link { backend, lease, is_reused, .. } = link;
             let cause = cause(&failure.failed);
             lease.discard(cause);
             // That a kept connection has ended meanwhile says nothing of the backend.
@@ -168,23 +234,34 @@ impl Http {
                 shell.backends.note_failed(backend.id(), cause);
             }
             let replay = replay(&failure, method, is_reused);
-            let may_retry = self.config.retries && !failure.begun;
-            match replay {
-                _ if failure.begun => {}
-                Some(Replay::Fresh) if may_retry && self.may_replay() => {
-                    shell.figures.retries.add(1);
-                    again = Some(backend);
-                    continue;
-                }
-                Some(Replay::Next) if may_retry && self.may_replay() => {
-                    shell.figures.retries.add(1);
-                    tried.insert(backend.id());
-                    continue;
-                }
-                _ => {}
+            if !self.tries_again(shell, &failure, replay, &backend, &mut again, &mut tried) {
+                return self.fail(shell, session, backend.key(), &failure);
             }
-            return self.fail(shell, session, backend.key(), &failure);
         }
+    }
+
+    /// Whether a request that failed is sent again; notes where.
+    fn tries_again(
+        &self,
+        shell: &Shell,
+        failure: &Failure,
+        replay: Option<Replay>,
+        backend: &Known,
+        again: &mut Option<Known>,
+        tried: &mut Tried,
+    ) -> bool {
+        let may = matches!(replay, Some(Replay::Fresh | Replay::Next))
+            && self.config.retries
+            && !failure.begun
+            && self.may_replay();
+        if may {
+            shell.figures.retries.add(1);
+            match replay {
+                Some(Replay::Fresh) => *again = Some(Arc::clone(backend)),
+                _ => tried.insert(backend.id()),
+            }
+        }
+        may
     }
 
     fn may_replay(&self) -> bool {
@@ -199,11 +276,11 @@ impl Http {
         session: &mut Session,
         again: Option<Known>,
         tried: &mut Tried,
-        is_replayable: bool,
+        wish: Wish,
     ) -> Result<Link, Refused> {
         if let Some((backend, lease)) = session.private.take() {
             if lease.stream.is_quiet() {
-                return Ok(Link { backend, lease, is_private: true, is_reused: true });
+                return Ok(Link { backend, hold: Hold::One(lease), is_private: true, is_reused: true });
             }
             // It has ended, or has said what nobody asked for: the client begins anew.
             lease.discard(Cause::Reset);
@@ -224,10 +301,14 @@ impl Http {
             let now = Instant::now();
             let deadline = *deadline.get_or_insert(now + settings.connect_budget.0);
             let until = deadline.min(now + settings.connect_timeout.0);
-            match self.acquire(session, backend.key(), until, must_be_new, is_replayable).await {
-                Ok((lease, is_private)) => {
-                    let is_reused = lease.is_reused();
-                    return Ok(Link { backend, lease, is_private, is_reused });
+            match self.acquire(session, backend.key(), until, must_be_new, wish).await {
+                Ok((hold, is_private)) => {
+                    let is_reused = match &hold {
+                        Hold::One(lease) => lease.is_reused(),
+                        // Once more, and no more.
+                        Hold::Two(lease) => lease.is_reused() && !must_be_new,
+                    };
+                    return Ok(Link { backend, hold, is_private, is_reused });
                 }
                 Err(error) => {
                     shell.figures.tried_in_vain.add(1);
@@ -256,27 +337,37 @@ impl Http {
         backend: &BackendAddress,
         until: Instant,
         must_be_new: bool,
-        is_replayable: bool,
-    ) -> Result<(Held, bool), AcquireError> {
+        wish: Wish,
+    ) -> Result<(Hold, bool), AcquireError> {
         let reuse = self.config.reuse;
+        // A connection that carries many clients at once is reused in every sense.
+        let shares = reuse != Reuse::Never && !wish.is_tunnel;
+        if (shares || backend.protocol == Protocol::Http2) && self.spoken.may_be_http2(backend) {
+            match self.pool2.acquire_at_until(backend, until).await {
+                Ok(lease) => return Ok((Hold::Two(lease), false)),
+                // It has just chosen HTTP/1.1.
+                Err(_) if !self.spoken.may_be_http2(backend) => {}
+                Err(error) => return Err(error),
+            }
+        }
         if must_be_new || reuse == Reuse::Never {
-            return Ok((self.fresh.acquire_at_until(backend, until).await?, true));
+            return Ok((Hold::One(self.fresh.acquire_at_until(backend, until).await?), true));
         }
         let lease = self.pool.acquire_at_until(backend, until).await?;
-        if reuse.admits(session.is_first, is_replayable, lease.uses) {
-            return Ok((lease, false));
+        if reuse.admits(session.is_first, wish.is_replayable, lease.uses) {
+            return Ok((Hold::One(lease), false));
         }
         lease.unused();
         // The client's own, for as long as it stays.
-        Ok((self.fresh.acquire_at_until(backend, until).await?, true))
+        Ok((Hold::One(self.fresh.acquire_at_until(backend, until).await?), true))
     }
 
     /// A request has failed for good.
     fn fail(&self, shell: &Shell, session: &Session, backend: &BackendAddress, failure: &Failure) -> Sent {
         let (status, what) = match &failure.failed {
-            Failed::Left | Failed::Front(Broken::Io(_)) => {
+            Failed::Left | Failed::Front(Broken::Io(_) | Broken::Reset(_) | Broken::Refused) => {
                 shell.figures.failed_client.add(1);
-                return Sent::BrokenOff;
+                return Sent::Left;
             }
             Failed::Front(broken) => (400, format!("the request's body: {broken}")),
             Failed::FrontTimeout => (408, "the request's body did not come in time".to_owned()),
@@ -300,7 +391,11 @@ impl Http {
         }
         let (proxy, client) = (&*shell.config.name, session.client.address());
         tracing::warn!(proxy, client, status, why = what, cut = failure.begun, "a request has failed");
-        if failure.begun { Sent::BrokenOff } else { Sent::Refused(Refused { status, why: what }) }
+        if failure.begun {
+            Sent::BrokenOff(code(&failure.failed))
+        } else {
+            Sent::Refused(Refused { status, why: what })
+        }
     }
 }
 
@@ -309,7 +404,9 @@ fn replay(failure: &Failure, method: Method, on_reused: bool) -> Option<Replay> 
     let kind = match &failure.failed {
         Failed::Back(Broken::Io(_)) => rules::Failure::Closed,
         Failed::Back(Broken::Refused) => rules::Failure::Refused,
-        Failed::Back(Broken::Head(_) | Broken::Body(_)) | Failed::Tunnel(_) => rules::Failure::Malformed,
+        Failed::Back(Broken::Head(_) | Broken::Body(_) | Broken::Reset(_)) | Failed::Tunnel(_) => {
+            rules::Failure::Malformed
+        }
         Failed::BackTimeout => rules::Failure::TimedOut,
         Failed::Front(_) | Failed::Left | Failed::FrontTimeout => return None,
     };
@@ -323,13 +420,21 @@ fn replay(failure: &Failure, method: Method, on_reused: bool) -> Option<Replay> 
     Some(sent.replay(kind))
 }
 
+/// With which code the client's stream is broken off: that of the backend's, if it has one that means the same there.
+const fn code(failed: &Failed) -> Option<h2::Reason> {
+    match failed {
+        Failed::Back(Broken::Reset(reason)) => Some(*reason),
+        _ => None,
+    }
+}
+
 /// What the connection is told of its end.
 fn cause(failed: &Failed) -> Cause {
     match failed {
         Failed::Back(Broken::Io(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
             forebay::blame::cause_of(error)
         }
-        Failed::Back(Broken::Io(_) | Broken::Refused) => Cause::Reset,
+        Failed::Back(Broken::Io(_) | Broken::Refused | Broken::Reset(_)) => Cause::Reset,
         Failed::Back(Broken::Head(_) | Broken::Body(_)) | Failed::Tunnel(_) => Cause::Protocol,
         Failed::BackTimeout => Cause::Timeout,
         Failed::Front(_) | Failed::Left | Failed::FrontTimeout => Cause::Cancelled,

@@ -110,6 +110,11 @@ impl Reading {
         self.data.start = self.data.end.min(self.data.start + n);
     }
 
+    /// Takes what was read, if it is the beginning of HTTP/2.
+    pub(super) fn take_http2(&mut self) -> Option<Vec<u8>> {
+        self.bytes.starts_with(super::front2::PREFACE).then(|| std::mem::take(&mut self.bytes))
+    }
+
     /// Whether the body was read to its end.
     pub(super) fn is_ended(&self) -> bool {
         self.is_ended && self.data.is_empty()

@@ -36,6 +36,17 @@ pub struct HttpSettings {
     pub head_size_max: Size,
     /// The most fields of a head. Default 100.
     pub fields_max: usize,
+    /// Requests in progress on one connection of a client that speaks HTTP/2, at most. Default 100.
+    pub streams_max: u32,
+    /// Requests in progress on one connection to a backend that speaks HTTP/2, at most; fewer if the backend says so. More
+    /// than these get another connection. Default 100.
+    pub backend_streams_max: u32,
+    /// What may come of one body by HTTP/2 before it was passed on, in bytes. A connection to a backend has room for this
+    /// from all its streams, so that a client that takes nothing never stands in the way of others. Default `128KiB`.
+    pub stream_window: Size,
+    /// A backend's HTTP/2 connection that has said nothing for so long while requests are in progress is asked for a sign
+    /// of life; without one for as long again it is given up. Default `10s`.
+    pub ping_interval: Span,
     /// Whether backends are told of the client in `X-Forwarded-For`, `-Proto` and `-Host`. Default true.
     pub x_forwarded: bool,
     /// Whether backends are told of the client in `Forwarded` (RFC 7239). Default false.
@@ -77,6 +88,10 @@ impl Default for HttpSettings {
             backend_idle_timeout: Span(Duration::from_secs(4)),
             head_size_max: Size { bytes: 32 << 10 },
             fields_max: 100,
+            streams_max: 100,
+            backend_streams_max: 100,
+            stream_window: Size { bytes: 128 << 10 },
+            ping_interval: Span(Duration::from_secs(10)),
             x_forwarded: true,
             forwarded: false,
             trust_forwarded: false,
@@ -96,6 +111,10 @@ pub(crate) struct HttpConfig {
     pub(crate) response_timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) limits: Limits,
+    pub(crate) streams_max: u32,
+    pub(crate) backend_streams_max: u32,
+    pub(crate) stream_window: u32,
+    pub(crate) ping_interval: Duration,
     pub(crate) forwarded: ForwardedPolicy,
 }
 
@@ -107,6 +126,7 @@ impl HttpSettings {
             ("http.response_timeout", self.response_timeout),
             ("http.idle_timeout", self.idle_timeout),
             ("http.backend_idle_timeout", self.backend_idle_timeout),
+            ("http.ping_interval", self.ping_interval),
         ] {
             if value.0 < Duration::from_millis(10) {
                 return Err(wrong(key, value, "at least 10ms"));
@@ -115,6 +135,17 @@ impl HttpSettings {
         let head_bytes_max = usize::try_from(self.head_size_max.bytes).unwrap_or(usize::MAX);
         if !(1024..=1 << 20).contains(&head_bytes_max) {
             return Err(wrong("http.head_size_max", self.head_size_max, "1KiB to 1MiB"));
+        }
+        for (key, value) in
+            [("http.streams_max", self.streams_max), ("http.backend_streams_max", self.backend_streams_max)]
+        {
+            if !(1..=10_000).contains(&value) {
+                return Err(wrong(key, value, "1 to 10000"));
+            }
+        }
+        let stream_window = u32::try_from(self.stream_window.bytes).unwrap_or(u32::MAX);
+        if !(16 << 10..=16 << 20).contains(&stream_window) {
+            return Err(wrong("http.stream_window", self.stream_window, "16KiB to 16MiB"));
         }
         if !(8..=10_000).contains(&self.fields_max) {
             return Err(wrong("http.fields_max", self.fields_max, "8 to 10000"));
@@ -135,6 +166,10 @@ impl HttpSettings {
             body_timeout: self.body_timeout.0,
             response_timeout: self.response_timeout.0,
             idle_timeout: self.idle_timeout.0,
+            streams_max: self.streams_max,
+            backend_streams_max: self.backend_streams_max,
+            stream_window,
+            ping_interval: self.ping_interval.0,
             limits: Limits {
                 line_bytes_max: limits.line_bytes_max.min(head_bytes_max),
                 head_bytes_max,

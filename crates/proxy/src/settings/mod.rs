@@ -10,6 +10,7 @@ mod http;
 mod listen;
 mod proxy_protocol;
 mod spares;
+mod tls;
 
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::access_log::AccessLogConfig;
 pub use self::access_log::{AccessLogFormat, AccessLogSettings};
-pub use self::backend::BackendAddress;
+pub use self::backend::{BackendAddress, BackendTls, Protocol};
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
 pub use self::discovery::DiscoverySettings;
@@ -37,6 +38,8 @@ pub use self::listen::{ListenAddress, Scheme};
 pub(crate) use self::proxy_protocol::ProxyProtocolConfig;
 pub use self::proxy_protocol::{ProxyProtocolSettings, SendHeader};
 pub use self::spares::SpareSettings;
+pub(crate) use self::tls::ServerTls;
+pub use self::tls::TlsSettings;
 
 /// A `[[proxy]]` table of a configuration, every key but `backends` optional.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -45,13 +48,16 @@ pub struct Settings {
     /// What it is called in logs and metrics. Default: its first address to listen on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Addresses to listen on. Default `["127.0.0.1:8080"]`.
+    /// Addresses to listen on; `https://` ones, in mode `http`, end TLS. Default `["127.0.0.1:8080"]`.
     pub listen: Vec<String>,
     /// What is understood of what is passed on: `opaque`, nothing, and a connection that has carried a client's byte is
     /// never given to another client, but spares are dialled ahead; `passthrough`, the same without spares; `http`, HTTP
     /// requests, which share connections. Default `opaque`.
     pub mode: Mode,
-    /// Where clients are sent: addresses with a port. With `discovery`, where to begin; then they may be left out.
+    /// Where clients are sent: addresses with a port. With `discovery`, where to begin; then they may be left out. In mode `http` a scheme may stand before: `h2c://`, HTTP/2 without
+    /// TLS; `https://`, TLS, with HTTP/2 if the backend agrees, and behind it after `?`, joined by `&`: `name=`, the name
+    /// its certificate must be valid for, if not the address; `ca=`, a PEM file with the only signers that are believed;
+    /// `cert=` and `key=`, PEM files with the certificate that is shown to it; `protocol=http1` or `http2`.
     pub backends: Vec<String>,
     /// Which backend serves the next client: `round_robin`, one after the other; `random`; `least_connections`, the one
     /// with the fewest; `p2c`, the better of two chosen at random, by latency and load; `source_hash`, always the same for
@@ -67,6 +73,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// Connections that are dialled ahead.
     pub spares: SpareSettings,
+    /// The certificate of `https://` listeners.
+    pub tls: TlsSettings,
     /// Clients' connections.
     pub clients: ClientSettings,
     /// Which backends are well.
@@ -137,6 +145,7 @@ impl Default for Settings {
             connections: ConnectionSettings::default(),
             http: HttpSettings::default(),
             spares: SpareSettings::default(),
+            tls: TlsSettings::default(),
             clients: ClientSettings::default(),
             health: HealthSettings::default(),
             proxy_protocol: ProxyProtocolSettings::default(),
@@ -160,6 +169,7 @@ pub struct ProxyConfig {
     pub(crate) pool: forebay_core::Config,
     pub(crate) http: HttpConfig,
     pub(crate) spares: Option<SpareSettings>,
+    pub(crate) tls: Option<ServerTls>,
     pub(crate) clients: ClientSettings,
     pub(crate) health: HealthConfig,
     pub(crate) proxy_protocol: ProxyProtocolConfig,
@@ -189,7 +199,8 @@ impl ProxyConfig {
         cores: usize,
         resolvers: &[IpAddr],
     ) -> Result<Self, SettingsError> {
-        let listen = listen::listen(&settings.listen)?;
+        let listen = listen::listen(&settings.listen, settings.mode)?;
+        let tls = settings.tls.load(&listen)?;
         let backends = backend::backends(settings, &listen)?;
         if settings.workers > WORKERS_MAX {
             let problem = format!("{} is too many: 0 (one per core) to {WORKERS_MAX}", settings.workers);
@@ -214,6 +225,7 @@ impl ProxyConfig {
             pool: settings.connections.pool(settings)?,
             http: settings.http.valid()?,
             spares: spares.filter(|_| has_spares),
+            tls,
             clients: settings.clients.valid()?,
             health: settings.health.valid()?,
             proxy_protocol: settings.proxy_protocol.valid(settings.mode)?,

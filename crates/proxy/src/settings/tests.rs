@@ -34,6 +34,18 @@ fn a_value_that_cannot_be_names_its_key_and_the_remedy() {
         ("listen = ['x']", "listen", "not an address"),
         ("listen = ['quic://127.0.0.1:1']", "listen", "unknown scheme"),
         ("listen = ['127.0.0.1:1', '127.0.0.1:1']", "listen", "twice"),
+        ("backends = ['https://192.0.2.1:1']", "backends", "mode = \"http\""),
+        ("mode = 'http'\nbackends = ['https://192.0.2.1:1?ca=/nowhere']", "backends", "no file /nowhere"),
+        ("mode = 'http'\nbackends = ['https://192.0.2.1:1?cert=/nowhere']", "backends", "give both"),
+        ("mode = 'http'\nbackends = ['https://192.0.2.1:1?cert=/a&key=/b']", "backends", "/a"),
+        ("mode = 'http'\nbackends = ['https://192.0.2.1:1?x=1']", "backends", "unknown parameter `x`"),
+        ("mode = 'http'\nbackends = ['https://192.0.2.1:1?name=a b']", "backends", "no name of a server"),
+        ("mode = 'http'\nbackends = ['https://192.0.2.1:1?protocol=9']", "backends", "http1 or http2"),
+        ("mode = 'http'\nbackends = ['http://192.0.2.1:1?name=a']", "backends", "https:// only"),
+        ("listen = ['https://127.0.0.1:1']", "listen", "mode = \"http\""),
+        ("mode = 'http'\nlisten = ['https://127.0.0.1:1']", "listen", "needs a certificate"),
+        ("tls.key = '/nowhere'", "tls.certificate", "is missing"),
+        ("tls.certificate = '/nowhere'\ntls.key = '/nowhere'", "tls.certificate", "no such file"),
         ("name = ''", "name", "no name"),
         ("workers = 1000", "workers", "too many"),
         ("connections.connections_max = 0", "connections.connections_max", "at least 1"),
@@ -87,4 +99,46 @@ fn spares_are_for_opaque_bytes_and_a_pool() {
         let config = ProxyConfig::new(&settings(text), 1).unwrap();
         assert_eq!(config.spares.is_some(), has, "{text}");
     }
+}
+
+#[test]
+fn backends_are_the_same_only_if_all_is_the_same_that_shapes_a_connection() {
+    use rcgen::{CertificateParams, KeyPair};
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let pair = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new([name.to_owned()]).unwrap().self_signed(&key).unwrap();
+        (write(&format!("{name}.pem"), certificate.pem()), write(&format!("{name}.key"), key.serialize_pem()))
+    };
+    let ((a, a_key), (b, b_key)) = (pair("a"), pair("b"));
+    let at = |rest: &str| format!("https://192.0.2.1:443{rest}").parse::<BackendAddress>().unwrap();
+    let all = [
+        "192.0.2.1:443".parse().unwrap(),
+        "h2c://192.0.2.1:443".parse().unwrap(),
+        at(&format!("?ca={a}")),
+        at(&format!("?ca={b}")),
+        at(&format!("?ca={a}&name=x")),
+        at(&format!("?ca={a}&protocol=http1")),
+        at(&format!("?ca={a}&protocol=http2")),
+        at(&format!("?ca={a}&cert={a}&key={a_key}")),
+        at(&format!("?ca={a}&cert={b}&key={b_key}")),
+    ];
+    for (n, one) in all.iter().enumerate() {
+        for (m, other) in all.iter().enumerate() {
+            assert_eq!(one == other, n == m, "{one} {other}");
+        }
+        assert_eq!(one.to_string().parse::<BackendAddress>().as_ref(), Ok(one), "written as it is read");
+    }
+    // Files of the same names that have other certificates in them now.
+    std::fs::copy(&b, &a).unwrap();
+    std::fs::copy(&b_key, &a_key).unwrap();
+    assert_ne!(at(&format!("?ca={a}&cert={a}&key={a_key}")), all[7]);
+    // At another address, the certificate has to be for that.
+    let moved = all[2].at("192.0.2.2:443".parse().unwrap());
+    assert_eq!(format!("{:?}", moved.tls.unwrap().name), "IpAddress(V4(Ipv4Addr([192, 0, 2, 2])))");
 }
