@@ -346,6 +346,8 @@ async fn run(listener: TcpListener, shared: Arc<Shared>) {
             continue;
         }
         tokio::select! {
+            // First, so that what connects after it was told to go deaf is not accepted all the same.
+            biased;
             () = changed => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
