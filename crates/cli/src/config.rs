@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use forebay_dns::{DnsConfig, RouteSettings, Settings, SettingsError};
-use forebay_proxy::ProxyConfig;
+use forebay_proxy::{HealthSettings, HttpSettings, ProxyConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use self::problems::{Index, check_keys};
@@ -250,6 +250,8 @@ impl File {
             dns: Some(Settings { routes: vec![RouteSettings::default()], ..Settings::default() }),
             proxy: vec![forebay_proxy::Settings {
                 name: Some(String::new()),
+                http: HttpSettings { via: Some(String::new()), ..HttpSettings::default() },
+                health: HealthSettings { host: Some(String::new()), ..HealthSettings::default() },
                 ..forebay_proxy::Settings::default()
             }],
             admin: AdminSettings {

@@ -33,6 +33,11 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("proxy.spares", "../proxy/src/settings/spares.rs", "SpareSettings"),
     ("proxy.discovery", "../proxy/src/settings/discovery.rs", "DiscoverySettings"),
     ("proxy.clients", "../proxy/src/settings/clients.rs", "ClientSettings"),
+    ("proxy.http", "../proxy/src/settings/http.rs", "HttpSettings"),
+    ("proxy.tls", "../proxy/src/settings/tls.rs", "TlsSettings"),
+    ("proxy.health", "../proxy/src/settings/health.rs", "HealthSettings"),
+    ("proxy.proxy_protocol", "../proxy/src/settings/proxy_protocol.rs", "ProxyProtocolSettings"),
+    ("proxy.access_log", "../proxy/src/settings/access_log.rs", "AccessLogSettings"),
     ("admin", "src/config.rs", "AdminSettings"),
     ("log", "src/config.rs", "LogSettings"),
 ];

@@ -235,12 +235,12 @@ fn a_backend_that_says_it_is_not_ready_gets_no_clients_until_it_says_that_it_is(
         quick(settings);
     });
     let served = |n: usize| (0..n).filter(|_| ask(&server).unwrap() == "a").count();
-    assert_eq!(served(10), 5);
+    assert!((4..=6).contains(&served(10)), "both get theirs");
     a.ready.store(503, SeqCst);
     until("a gets nobody", || served(4) == 0);
     assert_eq!(served(10), 0);
     a.ready.store(200, SeqCst);
-    until("a gets its share again", || served(10) == 5);
+    until("a gets its share again", || (4..=6).contains(&served(10)));
 }
 
 #[test]

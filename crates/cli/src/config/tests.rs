@@ -321,6 +321,44 @@ idle_timeout = "2h"
 user_timeout = "20s"
 keepalive = "30s"
 
+[proxy.http]
+reuse = "always"
+retries = false
+head_timeout = "11s"
+body_timeout = "31s"
+response_timeout = "61s"
+idle_timeout = "62s"
+backend_idle_timeout = "5s"
+head_size_max = "16KiB"
+fields_max = 50
+streams_max = 50
+backend_streams_max = 51
+stream_window = "256KiB"
+ping_interval = "12s"
+x_forwarded = false
+forwarded = true
+trust_forwarded = true
+request_id = true
+via = "forebay"
+
+[proxy.tls]
+certificate = "certificate.pem"
+key = "key.pem"
+
+[proxy.discovery]
+file = "endpoints.json"
+dns = "api.example:6443"
+srv = "_https._tcp.api.example"
+servers = ["192.0.2.53"]
+ttl_min = "2s"
+ttl_max = "10m"
+kubeconfig = "kubelet.conf"
+service = "web/shop"
+port = "http"
+refresh_interval = "40s"
+save = "saved.json"
+allow_empty = true
+
 [proxy.health]
 check = "https"
 path = "/readyz"
@@ -367,6 +405,9 @@ fn every_key_can_be_set_and_written_back() {
     differs(&Value::try_from(&file).unwrap(), &Value::try_from(File::model()).unwrap(), "");
     // Certificates are read at once, and these are none.
     let without = OTHER.replace("certificate = \"certificate.pem\"\nkey = \"key.pem\"\n", "");
+    // Of sources, one or another; of what names one, that is enough.
+    let (before, rest) = without.split_once("[proxy.discovery]").unwrap();
+    let without = format!("{before}[proxy.health]{}", rest.split_once("[proxy.health]").unwrap().1);
     Config::parse("f.toml", &without, &machine()).unwrap();
 }
 

@@ -29,7 +29,6 @@ mod pick;
 mod row;
 
 #[cfg(test)]
-mod sim;
 #[cfg(test)]
 mod tests;
 

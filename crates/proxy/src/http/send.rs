@@ -184,7 +184,7 @@ impl Http {
                         Failed::Back(Broken::Refused | Broken::Io(_)) => lease.unused(),
                         failed => lease.fail(cause(failed)),
                     }
-                    if !is_reused || failure.answered {
+                    if !is_reused || failure.answered || matches!(failure.failed, Failed::BackTimeout) {
                         shell.backends.note_failed(backend.id(), cause(&failure.failed));
                     }
                     // One backend may refuse a stream only because its connection ends: it is asked once more.
@@ -230,7 +230,7 @@ impl Http {
             let cause = cause(&failure.failed);
             lease.discard(cause);
             // That a kept connection has ended meanwhile says nothing of the backend.
-            if !is_reused || failure.answered {
+            if !is_reused || failure.answered || matches!(failure.failed, Failed::BackTimeout) {
                 shell.backends.note_failed(backend.id(), cause);
             }
             let replay = replay(&failure, method, is_reused);

@@ -25,9 +25,9 @@ pub struct HttpSettings {
     /// How long a body may stand still on the client's side, either way: of a request, then the client gets 408; of a
     /// response that it does not take, then it is closed. Default `30s`.
     pub body_timeout: Span,
-    /// How long a backend may take to answer, after the whole request was sent; then the client gets 504. Default `60s`.
+    /// How long a backend may take to answer, after the whole request was sent; then the client gets 504. Default `1m`.
     pub response_timeout: Span,
-    /// How long a client's connection is kept for its next request. Default `60s`.
+    /// How long a client's connection is kept for its next request. Default `1m`.
     pub idle_timeout: Span,
     /// How long a connection to a backend is kept for the next request; less than backends keep theirs, of which most
     /// close after 60 s or more, some after 5 s. Default `4s`.

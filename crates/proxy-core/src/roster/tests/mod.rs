@@ -1,3 +1,5 @@
+mod sim;
+
 use std::time::Duration;
 
 use super::*;

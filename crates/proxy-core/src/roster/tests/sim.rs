@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::*;
+use super::super::*;
 
 const KEYS: u32 = 12;
 
