@@ -16,5 +16,6 @@ pub mod http;
 pub mod load;
 pub mod message;
 pub mod pool;
+pub mod ports;
 pub mod responder;
 pub mod tcp;

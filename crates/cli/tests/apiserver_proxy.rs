@@ -255,7 +255,7 @@ fn watch_idle() -> Duration {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    forebay_bench::ports::free_port()
 }
 
 fn etcd(folder: &Path) -> (Killed, SocketAddr) {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use forebay_bench::ports::free_port;
 use forebay_bench::responder::{Responder, Script};
 use tempfile::TempDir;
 
@@ -283,7 +284,7 @@ fn a_file_is_served_with_its_admin_endpoint() {
 fn logged(settings: &str) -> (String, String) {
     let folder = TempDir::new().unwrap();
     let upstream = Responder::builder().spawn().unwrap();
-    let listen = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let path = file(
         &folder,
         &format!(

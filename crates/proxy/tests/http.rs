@@ -619,7 +619,7 @@ fn slow_clients_and_slow_backends_are_told_so() {
 
 #[test]
 fn every_backend_is_tried_before_a_client_is_refused() {
-    let dead = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = || SocketAddr::from(([127, 0, 0, 1], forebay_bench::ports::free_port()));
     let backend = backend();
     let server = proxy(&[dead(), dead(), backend.addr()], |_| {});
     for _ in 0..6 {

@@ -167,7 +167,7 @@ fn another_server_is_asked_when_one_dies_and_the_file_follows() {
 fn named_backends_are_asked_too_when_the_saved_list_is_stale() {
     let cluster = Cluster::new();
     let server = ApiServer::start(&cluster);
-    let dead = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
+    let dead = SocketAddr::from(([127, 0, 0, 1], forebay_bench::ports::free_port()));
     let saved = cluster.folder.path().join("saved.json");
     list(&saved, &[dead]);
     cluster.set(&all(&[&server]));

@@ -194,7 +194,7 @@ fn clients_that_keep_coming_find_spares_and_without_them_spares_go() {
 
 #[test]
 fn a_backend_that_refuses_is_passed_over_and_no_client_hears_of_it() {
-    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = SocketAddr::from(([127, 0, 0, 1], forebay_bench::ports::free_port()));
     let server = proxy(&[dead, backend(echo)], |_| {});
     for _ in 0..8 {
         let mut client = client(&server);

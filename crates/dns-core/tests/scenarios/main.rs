@@ -53,8 +53,21 @@ const NOT_APPLICABLE: &[(&str, &str)] = &[
 
 /// Where the scenarios that ship with `domain` are: in its source, which cargo has.
 fn theirs() -> PathBuf {
+    // What other platforms would need is not there.
+    let rustc = Command::new("rustc").arg("-vV").output().expect("rustc runs");
+    let rustc = String::from_utf8_lossy(&rustc.stdout);
+    let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).expect("rustc tells");
     let metadata = Command::new(env!("CARGO"))
-        .args(["metadata", "--offline", "--locked", "--format-version", "1", "--manifest-path"])
+        .args([
+            "metadata",
+            "--filter-platform",
+            host,
+            "--offline",
+            "--locked",
+            "--format-version",
+            "1",
+            "--manifest-path",
+        ])
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
         .output()
         .expect("cargo runs");

@@ -6,10 +6,10 @@ pub mod log;
 pub mod servers;
 pub mod tls;
 
+pub use forebay_bench::ports::free_port;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use forebay_bench::message::encode_name;
@@ -215,21 +215,6 @@ pub fn ip(arguments: &str) {
 /// Debian keeps servers where only root's path looks.
 pub fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
-}
-
-/// A port for a peer, free for UDP and TCP. Not one of those that the kernel gives to sockets that ask for any: between
-/// the look and the peer's own bind, another test's socket could be given it.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let next = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = 11_000 + (std::process::id().wrapping_mul(37).wrapping_add(next) % 20_000) as u16;
-        let address = (Ipv4Addr::LOCALHOST, port);
-        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
-            return port;
-        }
-        assert!(next < 10_000, "no free port");
-    }
 }
 
 /// A process that ends with the test.
