@@ -24,7 +24,7 @@ start() { local core=$1; shift; taskset -c "$core" "$@" > "$work/log.${#pids[@]}
 
 # Makes $work/cert.pem and $work/key.pem, for localhost and 127.0.0.1.
 certificate() {
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=localhost \
     -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
     -keyout "$work/key.pem" -out "$work/cert.pem" 2> /dev/null
 }

@@ -114,7 +114,14 @@ up() {
   echo "$1 does not listen: $(tail -3 "$work/log.$((${#pids[@]} - 1))")" >&2
   exit 1
 }
-down() { kill "$1" 2> /dev/null || true; wait "$1" 2> /dev/null || true; pids=("${pids[@]/#$1/}"); }
+# What does not end within a second of being asked to (Pingora waits five minutes for its clients) is killed.
+down() {
+  kill "$1" 2> /dev/null || true
+  for _ in $(seq 20); do kill -0 "$1" 2> /dev/null || break; sleep 0.05; done
+  kill -9 "$1" 2> /dev/null || true
+  wait "$1" 2> /dev/null || true
+  pids=("${pids[@]/#$1/}")
+}
 ticks=$(getconf CLK_TCK)
 cpu() { awk '{ sub(/.*\) /, ""); print $12 + $13 }' "/proc/$1/stat"; }
 resident() { awk '/VmRSS/ { print $2 }' "/proc/$1/status"; }

@@ -1,6 +1,6 @@
 //! The PROXY protocol, versions 1 and 2: who a connection comes from, told by the proxy that passes it on.
 //!
-//! The header is what a connection begins with. [`parse`] reads it out of what has come so far, [`write`] appends one.
+//! The header is what a connection begins with. [`parse`] reads it out of what has come so far, [`write()`] appends one.
 //! Section numbers are those of "The PROXY protocol, versions 1 & 2" by its author, W. Tarreau.
 
 use std::fmt;

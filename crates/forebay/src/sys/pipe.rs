@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// A pipe for [`splice`], and how much stands in it.
+/// A pipe for `splice`, and how much stands in it.
 #[derive(Debug)]
 pub struct Pipe {
     read: OwnedFd,

@@ -1,6 +1,6 @@
 //! Worlds for the pool engine: workers whose engines share limits, upstreams that misbehave, callers who give up.
 //!
-//! The [`World`] plays the shell: it executes each [`Action`] after a delay in virtual time, and brings the news. It
+//! The [`World`] plays the shell: it executes each [`Action`](forebay_core::Action) after a delay in virtual time, and brings the news. It
 //! keeps books of its own (module `lane`) and compares them with the engine's after every call. What must hold is written
 //! where it is checked, as a sentence: `grep hold! -A2` lists the invariants.
 
