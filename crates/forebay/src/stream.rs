@@ -26,7 +26,8 @@ const TLS_READ_BYTES: usize = 4096;
 #[derive(Debug)]
 pub struct Stream {
     socket: TcpStream,
-    tls: Option<RefCell<Connection>>,
+    /// Boxed: plain streams do not pay for its kilobyte.
+    tls: Option<Box<RefCell<Connection>>>,
     /// Bytes that the socket has taken.
     sent: Cell<u64>,
 }
@@ -39,7 +40,7 @@ impl Stream {
 
     /// A stream whose bytes are encrypted, once [`Stream::handshake`] is through.
     pub fn encrypted(socket: TcpStream, connection: impl Into<Connection>) -> Self {
-        Self { socket, tls: Some(RefCell::new(connection.into())), sent: Cell::new(0) }
+        Self { socket, tls: Some(Box::new(RefCell::new(connection.into()))), sent: Cell::new(0) }
     }
 
     /// Whether nobody on the way can read what it carries.

@@ -86,7 +86,7 @@ pub struct Handle {
 /// [`StartError`]: an address cannot be bound, or the machine gives no thread or no randomness.
 pub fn start(config: ProxyConfig) -> Result<Server, StartError> {
     let config = Arc::new(config);
-    let listeners = bind::bind_all(&config.listen, config.workers)?;
+    let listeners = bind::bind_all(&config.listen, config.workers, &config.clients.tcp())?;
     let discovery = match &config.discovery {
         Some(discovery) => {
             Some(Discovery::start(&config.name, discovery, &config.backends, &listeners.addresses)?)

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use crate::access_log::AccessLog;
 use crate::backends::{Backends, Known, Parting, View};
 use crate::http::Http;
-use crate::introduce::introduce;
+use crate::introduce::{Client, introduce};
 use crate::opaque::{Buffers, Opaque};
 use crate::settings::{BackendAddress, Mode, ProxyConfig, Scheme};
 use crate::stats::Figures;
@@ -270,26 +270,39 @@ impl Shell {
             self.figures.refused_full.add(1);
             return refuse(&stream);
         };
-        if sys::socket::apply_tcp_options(&stream, &self.config.clients.tcp()).is_err() {
-            // It has gone already.
-            return;
-        }
-        let open = Open::new(self, place);
-        let shell = Rc::clone(self);
-        tokio::task::spawn_local(async move {
-            match introduce(&stream, peer, &shell.config.proxy_protocol).await {
-                Ok(client) => match &shell.service {
-                    Service::Opaque(opaque) => opaque.serve(&shell, stream, &client).await,
-                    Service::Http(http) => http.serve(&shell, stream, client.peer, scheme).await,
-                },
-                Err(stranger) => {
-                    shell.figures.refused_strangers.add(1);
-                    tracing::debug!(proxy = &*shell.config.name, %peer, why = %stranger, "a client is refused");
-                    refuse(&stream);
+        let (open, shell) = (Open::new(self, place), Rc::clone(self));
+        // A task for each kind of service: clients of one do not pay for the room that the other needs.
+        match self.service {
+            Service::Opaque(_) => tokio::task::spawn_local(async move {
+                if let (Some(client), Service::Opaque(opaque)) =
+                    (Box::pin(shell.introduced(&stream, peer)).await, &shell.service)
+                {
+                    opaque.serve(&shell, stream, client).await;
                 }
+                drop(open);
+            }),
+            Service::Http(_) => tokio::task::spawn_local(async move {
+                if let (Some(client), Service::Http(http)) =
+                    (Box::pin(shell.introduced(&stream, peer)).await, &shell.service)
+                {
+                    http.serve(&shell, stream, client.peer.ip(), scheme).await;
+                }
+                drop(open);
+            }),
+        };
+    }
+
+    /// Learns who a client is. `None` if it is to be refused, and was. To be boxed: it is over before bytes flow.
+    async fn introduced(&self, stream: &TcpStream, peer: SocketAddr) -> Option<Client> {
+        match introduce(stream, peer, &self.config.proxy_protocol).await {
+            Ok(client) => Some(client),
+            Err(stranger) => {
+                self.figures.refused_strangers.add(1);
+                tracing::debug!(proxy = &*self.config.name, %peer, why = %stranger, "a client is refused");
+                refuse(stream);
+                None
             }
-            drop(open);
-        });
+        }
     }
 
     /// Resolves when no more clients are taken. What begins to wait later should ask [`Shell::is_draining`] first.

@@ -161,7 +161,8 @@ pub fn tcp_connect_begin(stream: &TcpStream, remote: SocketAddr) -> io::Result<(
     }
 }
 
-/// Sets the options of a connection that was accepted.
+/// Sets the options of a connection that was accepted, or of a listener: the connections that it accepts inherit them,
+/// and cost no call of their own.
 ///
 /// # Errors
 ///

@@ -279,6 +279,32 @@ fn tcp_options_reach_the_kernel() {
 }
 
 #[test]
+fn accepted_connections_inherit_the_options_of_their_listener() {
+    let listener = tcp_listener(V4, &TcpListenerOptions::default()).expect("bind");
+    let keepalive = Keepalive { time: Duration::from_secs(33), interval: Duration::from_secs(7), probes: 5 };
+    let options = TcpOptions {
+        nodelay: true,
+        keepalive: Some(keepalive),
+        user_timeout: Some(Duration::from_millis(4321)),
+    };
+    apply_tcp_options(&listener, &options).expect("options of a listener");
+    let _client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+    wait_readable(listener.as_fd());
+    let (accepted, _) = listener.accept().expect("accept");
+    let read = |level, name| option(accepted.as_fd(), level, name).expect("option");
+    assert_eq!(read(libc::SOL_SOCKET, libc::SO_KEEPALIVE), 1);
+    let inherited = [
+        libc::TCP_NODELAY,
+        libc::TCP_USER_TIMEOUT,
+        libc::TCP_KEEPIDLE,
+        libc::TCP_KEEPINTVL,
+        libc::TCP_KEEPCNT,
+    ]
+    .map(|name| read(libc::IPPROTO_TCP, name));
+    assert_eq!(inherited, [1, 4321, 33, 7, 5]);
+}
+
+#[test]
 fn local_address_takes_no_port_before_the_connection() {
     let listener = tcp_listener(V4, &TcpListenerOptions::default()).expect("bind");
     let address = listener.local_addr().expect("address");

@@ -2,16 +2,15 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay::stream::{PolledStream, Stream};
+use forebay::stream::PolledStream;
 use forebay_proxy_core::http1::{
-    Body, Client, Expectation, HeadError, Method, RequestHead, ResponseHead, Trailers, Version,
+    Body, Expectation, HeadError, Method, RequestHead, ResponseHead, Trailers, Version,
 };
 use forebay_proxy_core::rules::Switch;
 use futures_util::StreamExt;
@@ -22,6 +21,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, VIA};
 use http::{Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Guest;
 use super::exchange::{Alarm, Broken, Front, Incoming, Outgoing};
 use super::send::{Refused, Sent, Session};
 use super::stream2::{Receiving, Sending, build_fields};
@@ -66,14 +66,8 @@ enum Ended {
 
 impl Http {
     /// Serves a client that speaks HTTP/2. `early` is what was read of it already.
-    pub(super) async fn serve2(
-        &self,
-        shell: &Rc<Shell>,
-        stream: Stream,
-        early: Vec<u8>,
-        client: Client,
-        peer: IpAddr,
-    ) {
+    pub(super) async fn serve2(&self, shell: &Rc<Shell>, mut guest: Guest, early: Vec<u8>) {
+        let (session, stream) = (guest.session(), guest.stream);
         let config = &self.config;
         let handshake = h2::server::Builder::new()
             .max_concurrent_streams(config.streams_max)
@@ -122,7 +116,7 @@ impl Http {
             match news {
                 News::Request(request) => {
                     let (request, respond) = *request;
-                    let session = Session::later(client.clone(), peer, std::mem::take(&mut is_first));
+                    let session = session.of_stream(std::mem::take(&mut is_first));
                     streams.push(self.serve_stream(shell, session, request, respond));
                     continue;
                 }
@@ -131,7 +125,7 @@ impl Http {
                     resets += 1;
                     if resets > RESETS_MAX + answers {
                         tracing::warn!(
-                            client = client.address(),
+                            client = session.client(),
                             "sent away: it breaks off what it asks for"
                         );
                         shell.figures.failed_client.add(1);

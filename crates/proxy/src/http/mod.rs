@@ -25,7 +25,8 @@ mod wire;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -36,7 +37,7 @@ use forebay::stream::Stream;
 use forebay::tls::ALPN_HTTP;
 use forebay::{Limits, Pool, Removal, Shared, sys};
 use forebay_core::Config;
-use forebay_proxy_core::http1::{Client, Expectation, HeadError, write_decimal};
+use forebay_proxy_core::http1::{Expectation, HeadError, write_decimal};
 use forebay_proxy_core::rules::RetryBudget;
 use rustls::{ServerConfig, ServerConnection};
 use tokio::net::TcpStream;
@@ -47,12 +48,16 @@ use self::connector::{Dialler, HttpConnector};
 use self::exchange::{Alarm, Patience};
 use self::front1::{Front1, FrontDesk};
 use self::front2::PREFACE;
-use self::send::{Refused, Sent, Session};
+use self::send::{History, Refused, Sent, Session};
 use crate::settings::{BackendAddress, HttpConfig, ProxyConfig, Scheme};
 use crate::worker::{Figured, Shell, refuse};
 
 /// Desks that are kept for the next request, per worker: as many requests as are commonly in progress at once.
 const DESKS_MAX: usize = 256;
+
+/// How long what a client's requests need is held after the last of them: one that asks again by then costs no
+/// allocation.
+const BUSY: Duration = Duration::from_secs(1);
 
 /// How long a client that was told off is listened to, so that it reads the answer before it learns of the end
 /// (RFC 9112 §9.6), and how many bytes.
@@ -84,6 +89,41 @@ pub(crate) struct Http {
 struct Desk {
     front: FrontDesk,
     back: BackDesk,
+}
+
+/// A client: all that is held of it while it asks for nothing.
+struct Guest {
+    stream: Stream,
+    /// Where it comes from.
+    peer: IpAddr,
+    history: History,
+    alarm: Alarm,
+}
+
+impl Guest {
+    fn session(&mut self) -> Session {
+        Session::new(self.peer, self.stream.is_encrypted(), std::mem::take(&mut self.history))
+    }
+}
+
+/// How waiting for a request ended.
+enum Waited {
+    /// Something has come.
+    Asked,
+    /// The client has ended, or the proxy ends.
+    Gone,
+    /// Nothing has come for so long.
+    Silent,
+}
+
+/// What a client does that was busy.
+enum Next {
+    /// Nothing, for now.
+    Rests,
+    /// It is over.
+    Goes,
+    /// It speaks HTTP/2; this has been read.
+    Http2(Vec<u8>),
 }
 
 /// What came instead of a head.
@@ -170,74 +210,115 @@ impl Http {
     }
 
     /// Serves one client, request after request. `scheme` is that of the listener it came to.
-    pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr, scheme: Scheme) {
-        let tells = Client::new(peer.ip(), scheme.is_encrypted());
+    ///
+    /// While the client has asked for nothing for a while, what is held of it is this future: what requests need is
+    /// boxed, and an `async fn` would hold its arguments twice.
+    pub(crate) fn serve<'a>(
+        &'a self,
+        shell: &'a Rc<Shell>,
+        client: TcpStream,
+        peer: IpAddr,
+        scheme: Scheme,
+    ) -> impl Future<Output = ()> + use<'a> {
         let stream = match (scheme, &self.tls) {
-            (Scheme::Plain, _) => Stream::plain(client),
+            (Scheme::Plain, _) => Ok(Stream::plain(client)),
             (Scheme::Https, Some(tls)) => {
-                let Some(stream) = self.shake_hands(client, tls).await else {
-                    shell.figures.failed_client.add(1);
-                    return;
-                };
-                if stream.speaks(ALPN_HTTP[0]) {
-                    return self.serve2(shell, stream, Vec::new(), tells, peer.ip()).await;
-                }
-                stream
+                ServerConnection::new(Arc::clone(tls)).map(|tls| Stream::encrypted(client, tls))
             }
-            // Settings without a certificate have no such listener.
-            (Scheme::Https, None) => return,
+            (Scheme::Https, None) => Err(rustls::Error::NoCertificatesPresented),
         };
-        let mut session = Session::new(tells.clone(), peer.ip());
-        let mut alarm = Alarm::default();
-        let mut desk: Option<Box<Desk>> = None;
-        loop {
-            // An idle client has no desk.
-            if desk.is_none() && !self.wait(shell, &stream, &mut alarm).await {
-                return;
-            }
-            let mut busy = desk.take().unwrap_or_else(|| self.take_desk());
-            let lasts = self.serve_request(shell, &stream, &mut session, &mut busy, &mut alarm).await;
-            if !lasts {
-                let early = busy.front.reading.take_http2();
-                self.give_desk(busy);
-                if let Some(early) = early {
-                    self.serve2(shell, stream, early, tells, peer.ip()).await;
+        let guest =
+            stream.map(|stream| Guest { stream, peer, history: History::default(), alarm: Alarm::default() });
+        async move {
+            let Ok(mut guest) = guest else { return shell.figures.failed_client.add(1) };
+            if guest.stream.is_encrypted() {
+                if !Box::pin(self.shake_hands(&guest.stream)).await {
+                    return shell.figures.failed_client.add(1);
                 }
-                return;
+                if guest.stream.speaks(ALPN_HTTP[0]) {
+                    return Box::pin(self.serve2(shell, guest, Vec::new())).await;
+                }
             }
-            match busy.front.reading.left() {
-                0 => self.give_desk(busy),
-                // The next request has come already.
-                _ => desk = Some(busy),
+            loop {
+                // It rings once: a step would wake a client for nothing.
+                let (idle, alarm) = (self.config.idle_timeout, &mut guest.alarm);
+                match Self::wait(shell, &guest.stream, alarm, idle, idle).await {
+                    Waited::Asked => {}
+                    Waited::Gone => return,
+                    Waited::Silent => return shell.figures.ended_idle.add(1),
+                }
+                match Box::pin(self.serve_busy(shell, &mut guest)).await {
+                    Next::Rests => {}
+                    Next::Goes => return,
+                    Next::Http2(early) => return Box::pin(self.serve2(shell, guest, early)).await,
+                }
             }
         }
     }
 
-    /// Shakes hands with a client, if it does so in time.
-    async fn shake_hands(&self, client: TcpStream, tls: &Arc<ServerConfig>) -> Option<Stream> {
-        let stream = Stream::encrypted(client, ServerConnection::new(Arc::clone(tls)).ok()?);
-        let shaken = tokio::time::timeout(self.config.head_timeout, stream.handshake()).await;
-        matches!(shaken, Ok(Ok(_))).then_some(stream)
+    /// Serves a client until it has asked for nothing for [`BUSY`].
+    async fn serve_busy(&self, shell: &Rc<Shell>, guest: &mut Guest) -> Next {
+        let mut session = guest.session();
+        let Guest { stream, alarm, history, .. } = guest;
+        let mut desk: Option<Box<Desk>> = None;
+        loop {
+            let mut busy = desk.take().unwrap_or_else(|| self.take_desk());
+            let lasts = self.serve_request(shell, stream, &mut session, &mut busy, alarm).await;
+            if !lasts {
+                let early = busy.front.reading.take_http2();
+                self.give_desk(busy);
+                return early.map_or(Next::Goes, Next::Http2);
+            }
+            if busy.front.reading.left() > 0 {
+                // The next request has come already.
+                desk = Some(busy);
+                continue;
+            }
+            self.give_desk(busy);
+            let busy_for = self.config.idle_timeout.min(BUSY);
+            match Self::wait(shell, stream, alarm, busy_for, self.step()).await {
+                Waited::Asked => {}
+                Waited::Gone => return Next::Goes,
+                Waited::Silent if busy_for < self.config.idle_timeout => {
+                    *history = session.into_history();
+                    return Next::Rests;
+                }
+                Waited::Silent => {
+                    shell.figures.ended_idle.add(1);
+                    return Next::Goes;
+                }
+            }
+        }
     }
 
-    /// Waits for a client's next request. Whether something has come.
-    async fn wait(&self, shell: &Shell, stream: &Stream, alarm: &mut Alarm) -> bool {
-        let until = sys::coarse_now() + self.config.idle_timeout;
+    /// Shakes hands with a client. Whether that went well, and in time.
+    async fn shake_hands(&self, stream: &Stream) -> bool {
+        matches!(tokio::time::timeout(self.config.head_timeout, stream.handshake()).await, Ok(Ok(_)))
+    }
+
+    /// Waits for a client's next request, for so long; `step` is the alarm's.
+    fn wait<'a>(
+        shell: &'a Shell,
+        stream: &'a Stream,
+        alarm: &'a mut Alarm,
+        patience: Duration,
+        step: Duration,
+    ) -> impl Future<Output = Waited> + use<'a> {
+        let until = sys::coarse_now() + patience;
         let drains = shell.drains();
-        tokio::pin!(drains);
-        poll_fn(|cx| {
-            if let Poll::Ready(ready) = stream.poll_read_ready(cx) {
-                return Poll::Ready(ready.is_ok());
-            }
-            if shell.is_draining() || drains.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(false);
-            }
-            alarm.poll(cx, until, self.step()).map(|()| {
-                shell.figures.ended_idle.add(1);
-                false
+        async move {
+            let mut drains = pin!(drains);
+            poll_fn(|cx| {
+                if let Poll::Ready(ready) = stream.poll_read_ready(cx) {
+                    return Poll::Ready(if ready.is_ok() { Waited::Asked } else { Waited::Gone });
+                }
+                if shell.is_draining() || drains.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Waited::Gone);
+                }
+                alarm.poll(cx, until, step).map(|()| Waited::Silent)
             })
-        })
-        .await
+            .await
+        }
     }
 
     /// The least time that an alarm of a client's connection is set for.
@@ -249,6 +330,7 @@ impl Http {
             .min(config.body_timeout)
             .min(config.response_timeout)
             .min(self.patience.idle)
+            .min(BUSY)
     }
 
     /// Serves one request. Whether the connection lasts.

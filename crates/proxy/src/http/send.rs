@@ -21,26 +21,49 @@ use crate::backends::Known;
 use crate::settings::{BackendAddress, Protocol};
 use crate::worker::Shell;
 
-/// One client, from its first request to its last. Each stream of an HTTP/2 connection may have one of its own.
+/// A client while it asks for something. Each stream of an HTTP/2 connection has one of its own.
 #[derive(Debug)]
 pub(super) struct Session {
     client: Client,
     /// Where it comes from.
     peer: IpAddr,
+    history: History,
+}
+
+/// What is known of a client from the requests before.
+#[derive(Debug)]
+pub(super) struct History {
     /// Whether no request of it has been sent yet.
     is_first: bool,
     /// A connection that belongs to this client alone.
-    private: Option<(Known, Held)>,
+    private: Option<Box<(Known, Held)>>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { is_first: true, private: None }
+    }
 }
 
 impl Session {
-    pub(super) const fn new(client: Client, peer: IpAddr) -> Self {
-        Self::later(client, peer, true)
+    /// A client that comes from `peer`, encrypted or not.
+    pub(super) fn new(peer: IpAddr, is_encrypted: bool, history: History) -> Self {
+        Self { client: Client::new(peer, is_encrypted), peer, history }
     }
 
-    /// One stream of a client, which may have had others before.
-    pub(super) const fn later(client: Client, peer: IpAddr, is_first: bool) -> Self {
-        Self { client, peer, is_first, private: None }
+    /// Returns one for a stream of this client, which may have had others before.
+    pub(super) fn of_stream(&self, is_first: bool) -> Self {
+        Self { client: self.client.clone(), peer: self.peer, history: History { is_first, private: None } }
+    }
+
+    /// Returns the client's address as it is told.
+    pub(super) fn client(&self) -> &str {
+        self.client.address()
+    }
+
+    /// Ends it: what is to be known when the client asks again.
+    pub(super) fn into_history(self) -> History {
+        self.history
     }
 }
 
@@ -139,7 +162,7 @@ impl Http {
                     return Sent::Refused(refused);
                 }
             };
-            session.is_first = false;
+            session.history.is_first = false;
             let known = Arc::clone(&link.backend);
             let (_visit, began) = (known.enter(), sys::coarse_now());
             let host = if needs_host { link.backend.key().to_string() } else { String::new() };
@@ -216,7 +239,7 @@ impl Http {
                     let is_private = was_private || is_private(head, bytes);
                     lease.uses += 1;
                     match verdict {
-                        Ok(()) if is_private => session.private = Some((backend, lease)),
+                        Ok(()) if is_private => session.history.private = Some(Box::new((backend, lease))),
                         Ok(()) => lease.complete(),
                         Err(spoilt) => {
                             tracing::trace!(backend = %backend.key(), why = spoilt.as_str(), "not kept");
@@ -278,7 +301,7 @@ impl Http {
         tried: &mut Tried,
         wish: Wish,
     ) -> Result<Link, Refused> {
-        if let Some((backend, lease)) = session.private.take() {
+        if let Some((backend, lease)) = session.history.private.take().map(|held| *held) {
             if lease.stream.is_quiet() {
                 return Ok(Link { backend, hold: Hold::One(lease), is_private: true, is_reused: true });
             }
@@ -354,7 +377,7 @@ impl Http {
             return Ok((Hold::One(self.fresh.acquire_at_until(backend, until).await?), true));
         }
         let lease = self.pool.acquire_at_until(backend, until).await?;
-        if reuse.admits(session.is_first, wish.is_replayable, lease.uses) {
+        if reuse.admits(session.history.is_first, wish.is_replayable, lease.uses) {
             return Ok((Hold::One(lease), false));
         }
         lease.unused();

@@ -33,7 +33,7 @@ use crate::worker::{Figured, Shell, refuse};
 fn note(
     shell: &Shell,
     began: Option<forebay_core::Instant>,
-    who: &Client,
+    client: SocketAddr,
     backend: Option<SocketAddr>,
     (up, down): (u64, u64),
     end: &'static str,
@@ -41,7 +41,7 @@ fn note(
     let (Some(log), Some(began)) = (&shell.log, began) else { return };
     let at = sys::now();
     let took = at.saturating_duration_since(began);
-    log.note(Entry { at, took, client: who.peer, backend, up, down, end });
+    log.note(Entry { at, took, client, backend, up, down, end });
 }
 
 /// What one worker needs to pass bytes on.
@@ -99,17 +99,19 @@ impl Opaque {
     }
 
     /// Serves one client from its first byte to its last.
-    pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, who: &Client) {
+    pub(crate) async fn serve(&self, shell: &Rc<Shell>, client: TcpStream, who: Client) {
         let began = shell.log.as_ref().map(|_| sys::now());
-        let Some((backend, mut lease)) = self.connect(shell, who).await else {
+        let peer = who.peer;
+        // Boxed: what it takes to connect is not held while bytes are passed on.
+        let Some((backend, mut lease)) = Box::pin(self.connect(shell, who)).await else {
             shell.figures.refused_unreachable.add(1);
-            note(shell, began, who, None, (0, 0), "unreachable");
+            note(shell, began, peer, None, (0, 0), "unreachable");
             return refuse(&client);
         };
         let _visit = backend.enter();
         let mut relay = Relay::new(shell, shell.enter(&backend), client, &mut lease);
         let end = relay.run().await;
-        note(shell, began, who, Some(backend.key().address), relay.bytes(), end.as_str());
+        note(shell, began, peer, Some(backend.key().address), relay.bytes(), end.as_str());
         drop(relay);
         match end {
             End::Whole => {}
@@ -126,7 +128,7 @@ impl Opaque {
     async fn connect(
         &self,
         shell: &Rc<Shell>,
-        who: &Client,
+        who: Client,
     ) -> Option<(Known, Lease<BackendConnector, Exclusive>)> {
         let (settings, peer) = (&shell.config.connections, who.peer);
         let began = Instant::now();
@@ -139,7 +141,7 @@ impl Opaque {
             }
             let until = deadline.min(now + settings.connect_timeout.0);
             match self.acquire(shell, backend.key(), until).await {
-                Ok(lease) => match introduce_to(&lease, who, shell.config.proxy_protocol.send) {
+                Ok(lease) => match introduce_to(&lease, &who, shell.config.proxy_protocol.send) {
                     Ok(()) => {
                         backend.note_good();
                         return Some((backend, lease));
