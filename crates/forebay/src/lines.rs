@@ -228,7 +228,7 @@ pub fn push_quoted(out: &mut String, text: &str) {
                 out.push('\\');
                 out.push(c);
             }
-            '\0'..='\x1f' | '\x7f' => {
+            c if c.is_control() => {
                 // Nothing fails that writes into memory.
                 let _ = write!(out, "\\u{:04x}", c as u32);
             }
@@ -300,8 +300,8 @@ mod tests {
     #[test]
     fn any_text_is_one_json_string_on_one_line() {
         let mut out = String::new();
-        push_quoted(&mut out, "a\"b\\c\n\x1b\u{7f}é");
-        assert_eq!(out, "\"a\\\"b\\\\c\\u000a\\u001b\\u007fé\"");
+        push_quoted(&mut out, "a\"b\\c\n\x1b\u{7f}\u{9b}é");
+        assert_eq!(out, "\"a\\\"b\\\\c\\u000a\\u001b\\u007f\\u009bé\"");
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! The access log: a line for each connection, written by a thread of its own.
+//! The access log: a line for each connection or request, written by a thread of its own.
 //!
 //! With the log off, a connection costs one look at whether it is on.
+
+mod request;
 
 use std::fmt::Write as _;
 use std::io;
@@ -10,12 +12,20 @@ use std::time::Duration;
 use forebay::lines::{LineFigures, LineWriter, Lines, LogFile, WallClock, push_quoted};
 use forebay_core::Instant;
 
+pub(crate) use self::request::{Came, End, Trail};
 use crate::settings::{AccessLogConfig, AccessLogFormat};
 
 /// Lines that wait to be written: at 50,000 a second, 160 ms of them.
 const QUEUE_LEN: usize = 8192;
 
-/// What a line says.
+/// What a line is of.
+#[derive(Debug)]
+enum Line {
+    Connection(Entry),
+    Request(Box<request::Request>),
+}
+
+/// What a line says of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     /// When it ended.
@@ -34,7 +44,7 @@ pub(crate) struct Entry {
 
 /// One worker's end of the log.
 #[derive(Clone, Debug)]
-pub(crate) struct AccessLog(Lines<Entry>);
+pub(crate) struct AccessLog(Lines<Line>);
 
 impl AccessLog {
     /// Opens the log of the proxy of this name, and begins to write.
@@ -50,16 +60,18 @@ impl AccessLog {
             queue_len: QUEUE_LEN,
         };
         let (proxy, format) = (proxy.to_owned(), config.format);
-        let (writer, lines) = LineWriter::start(file, move |entry: &Entry, wall, out| match format {
-            AccessLogFormat::Json => entry.write_json(&proxy, wall, out),
-            AccessLogFormat::Text => entry.write_text(wall, out),
+        let (writer, lines) = LineWriter::start(file, move |line: &Line, wall, out| match (line, format) {
+            (Line::Connection(entry), AccessLogFormat::Json) => entry.write_json(&proxy, wall, out),
+            (Line::Connection(entry), AccessLogFormat::Text) => entry.write_text(wall, out),
+            (Line::Request(request), AccessLogFormat::Json) => request.write_json(&proxy, wall, out),
+            (Line::Request(request), AccessLogFormat::Text) => request.write_text(wall, out),
         })?;
         Ok((AccessLogWriter(writer), Self(lines)))
     }
 
-    /// Gives a line to the writer.
+    /// Gives the line of a connection to the writer.
     pub(crate) fn note(&self, entry: Entry) {
-        self.0.push(entry);
+        self.0.push(Line::Connection(entry));
     }
 }
 

@@ -205,8 +205,8 @@ impl Shell {
         // An error means that the server is gone.
         let left =
             phase.wait_for(|phase| *phase != Phase::Serving).await.map_or(Phase::Ended, |phase| *phase);
-        let Phase::Draining { until } = left else { return };
         self.draining.set(true);
+        let Phase::Draining { until } = left else { return };
         self.drains.notify_waiters();
         let empty = async {
             while self.figures.clients.value() > 0 {
@@ -285,7 +285,7 @@ impl Shell {
                 if let (Some(client), Service::Http(http)) =
                     (Box::pin(shell.introduced(&stream, peer)).await, &shell.service)
                 {
-                    http.serve(&shell, stream, client.peer.ip(), scheme).await;
+                    http.serve(&shell, stream, client.peer, scheme).await;
                 }
                 drop(open);
             }),

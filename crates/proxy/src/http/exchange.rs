@@ -32,6 +32,8 @@ use forebay_proxy_core::http1::{
 };
 use forebay_proxy_core::rules::{Switch, TunnelError, switches};
 
+use crate::access_log::Trail;
+
 /// Pieces in a row in one direction before other tasks of the worker get their turn.
 const PIECES_IN_A_ROW: u32 = 16;
 
@@ -233,6 +235,7 @@ pub(crate) async fn attempt<F: Front, B: Back>(
     asked: Option<&[u8]>,
     patience: &Patience,
     alarm: &mut Alarm,
+    trail: &mut Trail<'_>,
 ) -> Result<Finished, Failure> {
     let mut attempt = Attempt {
         up: Up::Body,
@@ -244,6 +247,7 @@ pub(crate) async fn attempt<F: Front, B: Back>(
         body_consumed: false,
         front_is_slow: false,
         moved: false,
+        trail,
     };
     let mut moved_at = sys::coarse_now();
     let result = poll_fn(|cx| {
@@ -298,7 +302,7 @@ enum Down {
     Flush,
 }
 
-struct Attempt<'a> {
+struct Attempt<'a, 'log> {
     up: Up,
     down: Down,
     method: Method,
@@ -310,9 +314,10 @@ struct Attempt<'a> {
     /// Whether it is the client who is waited for.
     front_is_slow: bool,
     moved: bool,
+    trail: &'a mut Trail<'log>,
 }
 
-impl Attempt<'_> {
+impl Attempt<'_, '_> {
     fn poll<F: Front, B: Back>(
         &mut self,
         cx: &mut Context<'_>,
@@ -347,6 +352,7 @@ impl Attempt<'_> {
                 Poll::Ready(Ok(true)) => match back.poll_send(cx, front.data()) {
                     Poll::Ready(Ok(n)) => {
                         front.consume(n);
+                        self.trail.up(n as u64);
                         self.body_consumed |= n > 0;
                         self.moved = true;
                     }
@@ -415,6 +421,7 @@ impl Attempt<'_> {
                     Poll::Ready(Ok(true)) => match front.poll_send(cx, back.data()) {
                         Poll::Ready(Ok(n)) => {
                             back.consume(n);
+                            self.trail.down(n as u64);
                             self.moved = true;
                         }
                         Poll::Ready(Err(broken)) => return Err(Failed::Front(broken)),
@@ -460,6 +467,7 @@ impl Attempt<'_> {
         }
         self.finished.switch = switches(self.method, self.asked, head, bytes).map_err(Failed::Tunnel)?;
         self.finished.body = response_body(self.method, head);
+        self.trail.head(head.status());
         let is_whole = matches!(self.up, Up::Flush | Up::Done);
         front.begin(head, bytes, self.finished.body, self.finished.switch, is_whole);
         back.begin_body(self.finished.body);

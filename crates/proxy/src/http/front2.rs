@@ -26,6 +26,7 @@ use super::exchange::{Alarm, Broken, Front, Incoming, Outgoing};
 use super::send::{Refused, Sent, Session};
 use super::stream2::{Receiving, Sending, build_fields};
 use super::{Http, reason};
+use crate::access_log::{Came, End, Trail};
 use crate::worker::Shell;
 
 /// With what every connection of HTTP/2 begins, as one that knows only HTTP/1.1 reads it (RFC 9113 §3.4).
@@ -117,7 +118,8 @@ impl Http {
                 News::Request(request) => {
                     let (request, respond) = *request;
                     let session = session.of_stream(std::mem::take(&mut is_first));
-                    streams.push(self.serve_stream(shell, session, request, respond));
+                    let trail = Trail::begin(shell.log.as_ref(), session.peer());
+                    streams.push(self.serve_stream(shell, session, request, respond, trail));
                     continue;
                 }
                 News::Ended(Ended::Answered) => answers += 1,
@@ -158,7 +160,11 @@ impl Http {
         mut session: Session,
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
+        trail: Trail<'_>,
     ) -> Ended {
+        // A stream that is dropped before its end was broken off by its client, but if the proxy ends.
+        let mut trail = Leaving { shell, trail };
+        let trail = &mut trail.trail;
         shell.figures.requests.add(1);
         let (mut desk, mut back, mut alarm) = (Front2Desk::default(), self.take_desk(), Alarm::default());
         let via = self.config.forwarded.via.as_deref();
@@ -166,6 +172,9 @@ impl Http {
         let is_connect = parts.method == http::Method::CONNECT;
         // A CONNECT that never ends has no body: what comes is the tunnel's.
         let read = desk.read(&parts, !is_connect && !body.is_end_stream(), self.config.limits.fields_max);
+        if read.is_ok() {
+            trail.ask(&desk.head, &desk.text, Came::Http2);
+        }
         let mut front =
             Front2 { desk: &desk, receiving: Receiving::new(body), out: Out::Nothing(respond), via };
         let sent = match read {
@@ -177,16 +186,19 @@ impl Http {
             Ok(()) if desk.head.fields().expectation() == Expectation::Unknown => {
                 Sent::Refused(Refused { status: 417, why: "only 100-continue can be expected".to_owned() })
             }
-            Ok(()) => self.send(shell, &mut session, &mut front, &mut back.back, &mut alarm).await,
+            Ok(()) => self.send(shell, &mut session, &mut front, &mut back.back, &mut alarm, trail).await,
             Err(error) => {
                 shell.figures.requests_bad.add(1);
                 Sent::Refused(Refused { status: error.status(), why: error.to_string() })
             }
         };
         let ended = match sent {
-            Sent::Answered => Ended::Answered,
+            Sent::Answered => {
+                trail.end(End::Whole);
+                Ended::Answered
+            }
             Sent::Refused(refused) => {
-                front.answer(&refused);
+                trail.refuse(refused.status, front.answer(&refused));
                 Ended::Answered
             }
             Sent::Left => Ended::Left,
@@ -198,6 +210,7 @@ impl Http {
             Sent::Tunnel(tunnel) => {
                 // None is asked for by a request of HTTP/2.
                 tunnel.lease.discard(forebay::Cause::Protocol);
+                trail.end(End::BackendFailed);
                 front.break_off(Reason::INTERNAL_ERROR);
                 Ended::Answered
             }
@@ -205,6 +218,18 @@ impl Http {
         drop(front);
         self.give_desk(back);
         ended
+    }
+}
+
+/// The trail of a stream, which may be dropped at any time.
+struct Leaving<'a> {
+    shell: &'a Shell,
+    trail: Trail<'a>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.trail.end(if self.shell.is_draining() { End::Cut } else { End::ClientLeft });
     }
 }
 
@@ -277,9 +302,9 @@ impl Front2<'_> {
         };
     }
 
-    /// Answers by ourselves.
-    fn answer(&mut self, refused: &Refused) {
-        let Out::Nothing(respond) = &mut self.out else { return };
+    /// Answers by ourselves. Returns how many bytes.
+    fn answer(&mut self, refused: &Refused) -> usize {
+        let Out::Nothing(respond) = &mut self.out else { return 0 };
         let text = format!("{} {}: {}\n", refused.status, reason(refused.status), refused.why);
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::from_u16(refused.status).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -287,6 +312,7 @@ impl Front2<'_> {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(CONTENT_LENGTH, text.len().into());
         let is_head = self.desk.head.method() == Method::Head;
+        let len = if is_head { 0 } else { text.len() };
         if let Ok(mut stream) = respond.send_response(response, is_head)
             && !is_head
         {
@@ -294,6 +320,7 @@ impl Front2<'_> {
             let _ = stream.send_data(text.into(), true);
         }
         self.out = Out::Over;
+        len
     }
 
     /// Ends the stream so that the client learns that something is missing.

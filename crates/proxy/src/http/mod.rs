@@ -25,7 +25,7 @@ mod wire;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -49,6 +49,7 @@ use self::exchange::{Alarm, Patience};
 use self::front1::{Front1, FrontDesk};
 use self::front2::PREFACE;
 use self::send::{History, Refused, Sent, Session};
+use crate::access_log::{Came, End, Trail};
 use crate::settings::{BackendAddress, HttpConfig, ProxyConfig, Scheme};
 use crate::worker::{Figured, Shell, refuse};
 
@@ -96,13 +97,15 @@ struct Guest {
     stream: Stream,
     /// Where it comes from.
     peer: IpAddr,
+    port: u16,
     history: History,
     alarm: Alarm,
 }
 
 impl Guest {
     fn session(&mut self) -> Session {
-        Session::new(self.peer, self.stream.is_encrypted(), std::mem::take(&mut self.history))
+        let peer = SocketAddr::new(self.peer, self.port);
+        Session::new(peer, self.stream.is_encrypted(), std::mem::take(&mut self.history))
     }
 }
 
@@ -217,7 +220,7 @@ impl Http {
         &'a self,
         shell: &'a Rc<Shell>,
         client: TcpStream,
-        peer: IpAddr,
+        peer: SocketAddr,
         scheme: Scheme,
     ) -> impl Future<Output = ()> + use<'a> {
         let stream = match (scheme, &self.tls) {
@@ -227,8 +230,13 @@ impl Http {
             }
             (Scheme::Https, None) => Err(rustls::Error::NoCertificatesPresented),
         };
-        let guest =
-            stream.map(|stream| Guest { stream, peer, history: History::default(), alarm: Alarm::default() });
+        let guest = stream.map(|stream| Guest {
+            stream,
+            peer: peer.ip(),
+            port: peer.port(),
+            history: History::default(),
+            alarm: Alarm::default(),
+        });
         async move {
             let Ok(mut guest) = guest else { return shell.figures.failed_client.add(1) };
             if guest.stream.is_encrypted() {
@@ -348,36 +356,46 @@ impl Http {
             // It speaks HTTP/2 without having asked (RFC 9113 §3.3).
             Err(NoHead::Bad(_)) if desk.front.reading.bytes.starts_with(PREFACE) => return false,
             Err(NoHead::Bad(error)) => {
+                let trail = Trail::begin(shell.log.as_ref(), session.peer());
                 shell.figures.requests_bad.add(1);
                 let refused = Refused { status: error.status(), why: error.to_string() };
-                return self.answer(stream, desk, &refused, false).await;
+                self.answer(stream, desk, &refused, false, trail).await;
+                return false;
             }
             Err(NoHead::Late) => {
                 shell.figures.requests_bad.add(1);
                 if desk.front.reading.bytes.is_empty() {
                     return false;
                 }
+                let mut trail = Trail::begin(shell.log.as_ref(), session.peer());
+                trail.end(End::ClientLate);
                 let refused = Refused { status: 408, why: "the head did not come in time".to_owned() };
-                return self.answer(stream, desk, &refused, false).await;
+                self.answer(stream, desk, &refused, false, trail).await;
+                return false;
             }
         };
         shell.figures.requests.add(1);
+        let mut trail = Trail::begin(shell.log.as_ref(), session.peer());
+        trail.ask(&desk.front.head, &desk.front.reading.bytes, Came::Http1);
         let Desk { front: front_desk, back } = desk;
         let via = self.config.forwarded.via.as_deref();
         let mut front = Front1::new(stream, front_desk, head_len, via, !shell.is_draining());
         let sent = if exchange::Front::request(&front).0.fields().expectation() == Expectation::Unknown {
             Sent::Refused(Refused { status: 417, why: "only 100-continue can be expected".to_owned() })
         } else {
-            self.send(shell, session, &mut front, back, alarm).await
+            self.send(shell, session, &mut front, back, alarm, &mut trail).await
         };
         let (lasts, is_whole) = (front.lasts, front.is_whole());
         match sent {
             // What is left of a request that was not read would be the next one.
             Sent::Answered if lasts && is_whole => {
+                trail.end(End::Whole);
                 desk.front.reading.pass();
                 true
             }
             Sent::Answered => {
+                trail.end(End::Whole);
+                drop(trail);
                 if !is_whole {
                     linger(stream).await;
                 }
@@ -387,11 +405,15 @@ impl Http {
                 shell.figures.tunnels.add(1);
                 let reading = &desk.front.reading;
                 let early = (reading.bytes.get(reading.at..).unwrap_or_default(), &tunnel.early[..]);
-                match tunnel::run(shell, stream, &tunnel.lease.stream, early, alarm, self.patience.idle).await
-                {
-                    Ok(true) => {}
-                    Ok(false) => shell.figures.ended_idle.add(1),
+                let (backend, idle) = (&tunnel.lease.stream, self.patience.idle);
+                match tunnel::run(shell, stream, backend, early, alarm, idle, &mut trail).await {
+                    Ok(true) => trail.end(End::Whole),
+                    Ok(false) => {
+                        trail.end(End::Idle);
+                        shell.figures.ended_idle.add(1);
+                    }
                     Err(_) => {
+                        trail.end(End::Broken);
                         refuse(stream.socket());
                         refuse(tunnel.lease.stream.socket());
                     }
@@ -401,7 +423,7 @@ impl Http {
             }
             Sent::Refused(refused) => {
                 let lasts = lasts && is_whole;
-                let answered = self.answer(stream, desk, &refused, lasts).await;
+                let answered = self.answer(stream, desk, &refused, lasts, trail).await;
                 desk.front.reading.pass();
                 answered && lasts
             }
@@ -444,7 +466,14 @@ impl Http {
     }
 
     /// Answers a request ourselves. Whether that went well.
-    async fn answer(&self, stream: &Stream, desk: &mut Desk, refused: &Refused, lasts: bool) -> bool {
+    async fn answer(
+        &self,
+        stream: &Stream,
+        desk: &mut Desk,
+        refused: &Refused,
+        lasts: bool,
+        mut trail: Trail<'_>,
+    ) -> bool {
         let writing = &mut desk.front.writing;
         writing.clear();
         let out = &mut writing.bytes;
@@ -460,8 +489,10 @@ impl Http {
         if !is_head {
             out.extend_from_slice(text.as_bytes());
         }
+        trail.refuse(refused.status, if is_head { 0 } else { text.len() });
         let flushed = poll_fn(|cx| writing.poll_flush(stream, cx));
         let is_fine = matches!(tokio::time::timeout(self.config.body_timeout, flushed).await, Ok(Ok(())));
+        drop(trail);
         if is_fine && !lasts {
             linger(stream).await;
         }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +17,7 @@ use super::back1::{Back1, BackDesk};
 use super::back2::{Back2, Http2Connector};
 use super::connector::HttpConnector;
 use super::exchange::{Alarm, Back, Broken, Failed, Failure, Front, attempt};
+use crate::access_log::{End, Trail};
 use crate::backends::Known;
 use crate::settings::{BackendAddress, Protocol};
 use crate::worker::Shell;
@@ -26,7 +27,7 @@ use crate::worker::Shell;
 pub(super) struct Session {
     client: Client,
     /// Where it comes from.
-    peer: IpAddr,
+    peer: SocketAddr,
     history: History,
 }
 
@@ -47,8 +48,8 @@ impl Default for History {
 
 impl Session {
     /// A client that comes from `peer`, encrypted or not.
-    pub(super) fn new(peer: IpAddr, is_encrypted: bool, history: History) -> Self {
-        Self { client: Client::new(peer, is_encrypted), peer, history }
+    pub(super) fn new(peer: SocketAddr, is_encrypted: bool, history: History) -> Self {
+        Self { client: Client::new(peer.ip(), is_encrypted), peer, history }
     }
 
     /// Returns one for a stream of this client, which may have had others before.
@@ -64,6 +65,11 @@ impl Session {
     /// Ends it: what is to be known when the client asks again.
     pub(super) fn into_history(self) -> History {
         self.history
+    }
+
+    /// Returns where the client comes from.
+    pub(super) const fn peer(&self) -> SocketAddr {
+        self.peer
     }
 }
 
@@ -135,6 +141,7 @@ impl Http {
         front: &mut F,
         desk: &mut BackDesk,
         alarm: &mut Alarm,
+        trail: &mut Trail<'_>,
     ) -> Sent {
         self.budget.borrow_mut().handle_request();
         let (head, bytes) = front.request();
@@ -144,12 +151,13 @@ impl Http {
         let needs_host = head.authority(bytes).is_empty();
         let is_replayable = method.is_idempotent() && body == Body::None && self.config.retries;
         let id = if self.config.forwarded.request_id { self.next_id() } else { 0 };
+        trail.name(&self.config.forwarded, head, bytes, id);
         let mut tried = Tried::new();
         let mut again: Option<Known> = None;
         let wish = Wish { is_replayable, is_tunnel: upgrade || method == Method::Connect };
         let mut was_refused = false;
         loop {
-            let link = match self.link(shell, session, again.take(), &mut tried, wish).await {
+            let link = match self.link(shell, session, again.take(), &mut tried, wish, trail).await {
                 Ok(link) => link,
                 Err(refused) => {
                     shell.figures.requests_failed.add(1);
@@ -163,6 +171,7 @@ impl Http {
                 }
             };
             session.history.is_first = false;
+            trail.link(link.backend.key().address, link.is_reused);
             let known = Arc::clone(&link.backend);
             let (_visit, began) = (known.enter(), sys::coarse_now());
             let host = if needs_host { link.backend.key().to_string() } else { String::new() };
@@ -189,7 +198,7 @@ impl Http {
                 Hold::Two(lease) => {
                     let back = Back2::new(&lease, &mut desk.two, backend.key(), front.request(), &how);
                     let ended = match back {
-                        Ok(mut back) => attempt(front, &mut back, None, &self.patience, alarm).await,
+                        Ok(mut back) => attempt(front, &mut back, None, &self.patience, alarm, trail).await,
                         Err(broken) => Err(Failure::unsent(broken)),
                     };
                     let failure = match ended {
@@ -219,13 +228,15 @@ impl Http {
                         replay => replay,
                     };
                     if !self.tries_again(shell, &failure, replay, &backend, &mut again, &mut tried) {
-                        return self.fail(shell, session, backend.key(), &failure);
+                        return self.fail(shell, session, backend.key(), &failure, trail);
                     }
                     continue;
                 }
             };
             let mut back = Back1::new(&lease.stream, desk, &self.config.limits, front.request(), &how);
-            let failure = match attempt(front, &mut back, asked.as_deref(), &self.patience, alarm).await {
+            let failure = match attempt(front, &mut back, asked.as_deref(), &self.patience, alarm, trail)
+                .await
+            {
                 Ok(finished) if finished.switch != Switch::Stays => {
                     let early = back.early().to_vec();
                     return Sent::Tunnel(Box::new(Tunnel { lease, early }));
@@ -258,7 +269,7 @@ impl Http {
             }
             let replay = replay(&failure, method, is_reused);
             if !self.tries_again(shell, &failure, replay, &backend, &mut again, &mut tried) {
-                return self.fail(shell, session, backend.key(), &failure);
+                return self.fail(shell, session, backend.key(), &failure, trail);
             }
         }
     }
@@ -300,6 +311,7 @@ impl Http {
         again: Option<Known>,
         tried: &mut Tried,
         wish: Wish,
+        trail: &mut Trail<'_>,
     ) -> Result<Link, Refused> {
         if let Some((backend, lease)) = session.history.private.take().map(|held| *held) {
             if lease.stream.is_quiet() {
@@ -316,7 +328,7 @@ impl Http {
             let must_be_new = again.is_some();
             let backend = match again.take() {
                 Some(backend) => backend,
-                None => match shell.pick(session.peer, tried) {
+                None => match shell.pick(session.peer.ip(), tried) {
                     Some(backend) => backend,
                     None => break,
                 },
@@ -335,6 +347,7 @@ impl Http {
                 }
                 Err(error) => {
                     shell.figures.tried_in_vain.add(1);
+                    trail.miss();
                     tracing::debug!(proxy = &*shell.config.name, backend = %backend.key(), %error, "cannot be reached");
                     shell.backends.note_failed(backend.id(), error.cause().unwrap_or(Cause::Timeout));
                     last = Some(error);
@@ -386,7 +399,23 @@ impl Http {
     }
 
     /// A request has failed for good.
-    fn fail(&self, shell: &Shell, session: &Session, backend: &BackendAddress, failure: &Failure) -> Sent {
+    fn fail(
+        &self,
+        shell: &Shell,
+        session: &Session,
+        backend: &BackendAddress,
+        failure: &Failure,
+        trail: &mut Trail<'_>,
+    ) -> Sent {
+        trail.end(match &failure.failed {
+            Failed::Left | Failed::Front(Broken::Io(_) | Broken::Reset(_) | Broken::Refused) => {
+                End::ClientLeft
+            }
+            Failed::Front(_) => End::Refused,
+            Failed::FrontTimeout => End::ClientLate,
+            Failed::Back(_) | Failed::Tunnel(_) => End::BackendFailed,
+            Failed::BackTimeout => End::BackendLate,
+        });
         let (status, what) = match &failure.failed {
             Failed::Left | Failed::Front(Broken::Io(_) | Broken::Reset(_) | Broken::Refused) => {
                 shell.figures.failed_client.add(1);

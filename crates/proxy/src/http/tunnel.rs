@@ -10,6 +10,7 @@ use forebay::sys;
 
 use super::exchange::Alarm;
 use super::wire::{Reading, Writing};
+use crate::access_log::Trail;
 use crate::worker::Shell;
 
 /// Reads in a row in one direction before other tasks of the worker get their turn.
@@ -46,16 +47,21 @@ pub(super) async fn run(
     early: (&[u8], &[u8]),
     alarm: &mut Alarm,
     idle: Duration,
+    trail: &mut Trail<'_>,
 ) -> io::Result<bool> {
     let (mut up, mut down) = (Flow::default(), Flow::default());
     up.writing.bytes.extend_from_slice(early.0);
     down.writing.bytes.extend_from_slice(early.1);
+    trail.up(early.0.len() as u64);
+    trail.down(early.1.len() as u64);
     let mut moved_at = sys::coarse_now();
     poll_fn(|cx| {
         let moved_up = up.poll(cx, client, backend)?;
         let moved_down = down.poll(cx, backend, client)?;
         shell.figures.bytes_up.add(moved_up);
         shell.figures.bytes_down.add(moved_down);
+        trail.up(moved_up);
+        trail.down(moved_down);
         if up.state == FlowState::Over && down.state == FlowState::Over {
             return Poll::Ready(Ok(true));
         }

@@ -29,7 +29,9 @@ pub use self::backend::{BackendAddress, BackendTls, Protocol};
 pub use self::clients::ClientSettings;
 pub use self::connections::ConnectionSettings;
 pub use self::discovery::DiscoverySettings;
-pub(crate) use self::discovery::{DiscoveryConfig, DnsConfig, DnsQuestion, KubeConfig};
+#[cfg(feature = "kubernetes")]
+pub(crate) use self::discovery::KubeConfig;
+pub(crate) use self::discovery::{DiscoveryConfig, DnsConfig, DnsQuestion};
 pub(crate) use self::health::HealthConfig;
 pub use self::health::{CheckKind, HealthSettings, OnRemoved, OnUnhealthy};
 pub(crate) use self::http::HttpConfig;
@@ -229,7 +231,7 @@ impl ProxyConfig {
             clients: settings.clients.valid()?,
             health: settings.health.valid()?,
             proxy_protocol: settings.proxy_protocol.valid(settings.mode)?,
-            access_log: settings.access_log.valid(settings.mode)?,
+            access_log: settings.access_log.valid(),
             drain_timeout: settings.drain_timeout.0,
             discovery: settings.discovery.valid(resolvers)?,
         })

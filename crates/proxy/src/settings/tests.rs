@@ -63,7 +63,6 @@ fn a_value_that_cannot_be_names_its_key_and_the_remedy() {
         ("[proxy_protocol]\naccept = true\ntrusted = []", "proxy_protocol.trusted", "refused"),
         ("proxy_protocol.timeout = '0s'", "proxy_protocol.timeout", "more than zero"),
         ("mode = 'http'\nproxy_protocol.send = 'v1'", "proxy_protocol.send", "off"),
-        ("mode = 'http'\naccess_log.path = '/x'", "access_log.path", "empty"),
         ("health.path = 'x'", "health.path", "/readyz"),
         ("health.path = '/a b'", "health.path", "/readyz"),
         ("health.host = ''", "health.host", "a name"),
