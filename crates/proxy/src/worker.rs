@@ -81,7 +81,7 @@ pub(crate) enum Service {
     /// Its bytes are passed on as they are.
     Opaque(Opaque),
     /// Requests of HTTP, which share connections.
-    Http(Box<Http>),
+    Http(Rc<Http>),
 }
 
 impl Service {
@@ -169,7 +169,7 @@ impl Shell {
             Mode::Opaque | Mode::Passthrough => {
                 Service::Opaque(Opaque::new(&config, seed.machine, seed.limits, seed.seed)?)
             }
-            Mode::Http => Service::Http(Box::new(Http::new(&config, seed.machine, seed.limits, seed.seed)?)),
+            Mode::Http => Service::Http(Rc::new(Http::new(&config, seed.machine, seed.limits, seed.seed)?)),
         };
         let shell = Rc::new(Self {
             view: RefCell::new(View::new(&seed.backends, config.balance, seed.seed)),
@@ -272,24 +272,27 @@ impl Shell {
         };
         let (open, shell) = (Open::new(self, place), Rc::clone(self));
         // A task for each kind of service: clients of one do not pay for the room that the other needs.
-        match self.service {
-            Service::Opaque(_) => tokio::task::spawn_local(async move {
+        match &self.service {
+            Service::Opaque(_) => drop(tokio::task::spawn_local(async move {
                 if let (Some(client), Service::Opaque(opaque)) =
                     (Box::pin(shell.introduced(&stream, peer)).await, &shell.service)
                 {
                     opaque.serve(&shell, stream, client).await;
                 }
                 drop(open);
-            }),
-            Service::Http(_) => tokio::task::spawn_local(async move {
-                if let (Some(client), Service::Http(http)) =
-                    (Box::pin(shell.introduced(&stream, peer)).await, &shell.service)
-                {
-                    http.serve(&shell, stream, client.peer, scheme).await;
-                }
-                drop(open);
-            }),
-        };
+            })),
+            Service::Http(http) if self.config.proxy_protocol.accept.is_none() => {
+                Http::serve(http, shell, stream, peer, scheme, open);
+            }
+            Service::Http(http) => {
+                let http = Rc::clone(http);
+                tokio::task::spawn_local(async move {
+                    if let Some(client) = shell.introduced(&stream, peer).await {
+                        Http::serve(&http, shell, stream, client.peer, scheme, open);
+                    }
+                });
+            }
+        }
     }
 
     /// Learns who a client is. `None` if it is to be refused, and was. To be boxed: it is over before bytes flow.
@@ -353,7 +356,7 @@ impl Shell {
 }
 
 /// A client's connection, counted until it is dropped.
-struct Open {
+pub(crate) struct Open {
     shell: Rc<Shell>,
     _place: Place,
 }

@@ -26,21 +26,22 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use forebay::dial::Machine;
 use forebay::stream::Stream;
 use forebay::tls::ALPN_HTTP;
 use forebay::{Limits, Pool, Removal, Shared, sys};
-use forebay_core::Config;
+use forebay_core::{Config, Instant};
 use forebay_proxy_core::http1::{Expectation, HeadError, write_decimal};
 use forebay_proxy_core::rules::RetryBudget;
 use rustls::{ServerConfig, ServerConnection};
 use tokio::net::TcpStream;
+use tokio::sync::futures::Notified;
 
 use self::back1::BackDesk;
 use self::back2::{Http2Connector, Spoken};
@@ -51,14 +52,14 @@ use self::front2::PREFACE;
 use self::send::{History, Refused, Sent, Session};
 use crate::access_log::{Came, End, Trail};
 use crate::settings::{BackendAddress, HttpConfig, ProxyConfig, Scheme};
-use crate::worker::{Figured, Shell, refuse};
+use crate::worker::{Figured, Open, Shell, refuse};
 
 /// Desks that are kept for the next request, per worker: as many requests as are commonly in progress at once.
 const DESKS_MAX: usize = 256;
 
 /// How long what a client's requests need is held after the last of them: one that asks again by then costs no
 /// allocation.
-const BUSY: Duration = Duration::from_secs(1);
+const BUSY: Duration = Duration::from_millis(250);
 
 /// How long a client that was told off is listened to, so that it reads the answer before it learns of the end
 /// (RFC 9112 §9.6), and how many bytes.
@@ -100,9 +101,29 @@ struct Guest {
     port: u16,
     history: History,
     alarm: Alarm,
+    /// Counts it.
+    open: Open,
 }
 
 impl Guest {
+    /// Waits for its next request until `until`; `step` is the alarm's.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        shell: &Shell,
+        drains: Pin<&mut Notified<'_>>,
+        until: Instant,
+        step: Duration,
+    ) -> Poll<Waited> {
+        if let Poll::Ready(ready) = self.stream.poll_read_ready(cx) {
+            return Poll::Ready(if ready.is_ok() { Waited::Asked } else { Waited::Gone });
+        }
+        if shell.is_draining() || drains.poll(cx).is_ready() {
+            return Poll::Ready(Waited::Gone);
+        }
+        self.alarm.poll(cx, until, step).map(|()| Waited::Silent)
+    }
+
     fn session(&mut self) -> Session {
         let peer = SocketAddr::new(self.peer, self.port);
         Session::new(peer, self.stream.is_encrypted(), std::mem::take(&mut self.history))
@@ -212,66 +233,73 @@ impl Http {
         })
     }
 
-    /// Serves one client, request after request. `scheme` is that of the listener it came to.
+    /// Serves one client in a task of its own, request after request, for as long as it is `open`. `scheme` is that of the
+    /// listener it came to.
     ///
-    /// While the client has asked for nothing for a while, what is held of it is this future: what requests need is
-    /// boxed, and an `async fn` would hold its arguments twice.
-    pub(crate) fn serve<'a>(
-        &'a self,
-        shell: &'a Rc<Shell>,
+    /// While the client has asked for nothing for a while, what is held of it is this task: what requests need is boxed,
+    /// and an `async fn` would hold its arguments twice.
+    pub(crate) fn serve(
+        this: &Rc<Self>,
+        shell: Rc<Shell>,
         client: TcpStream,
         peer: SocketAddr,
         scheme: Scheme,
-    ) -> impl Future<Output = ()> + use<'a> {
-        let stream = match (scheme, &self.tls) {
-            (Scheme::Plain, _) => Ok(Stream::plain(client)),
-            (Scheme::Https, Some(tls)) => {
-                ServerConnection::new(Arc::clone(tls)).map(|tls| Stream::encrypted(client, tls))
-            }
-            (Scheme::Https, None) => Err(rustls::Error::NoCertificatesPresented),
+        open: Open,
+    ) {
+        let stream = match (scheme, &this.tls) {
+            (Scheme::Plain, _) => Stream::plain(client),
+            (Scheme::Https, Some(tls)) => match ServerConnection::new(Arc::clone(tls)) {
+                Ok(tls) => Stream::encrypted(client, tls),
+                Err(_) => return shell.figures.failed_client.add(1),
+            },
+            // Settings without a certificate have no such listener.
+            (Scheme::Https, None) => return,
         };
-        let guest = stream.map(|stream| Guest {
+        let mut guest = Guest {
             stream,
             peer: peer.ip(),
             port: peer.port(),
             history: History::default(),
             alarm: Alarm::default(),
-        });
-        async move {
-            let Ok(mut guest) = guest else { return shell.figures.failed_client.add(1) };
+            open,
+        };
+        let http = Rc::clone(this);
+        tokio::task::spawn_local(async move {
             if guest.stream.is_encrypted() {
-                if !Box::pin(self.shake_hands(&guest.stream)).await {
+                if !Box::pin(http.shake_hands(&guest.stream)).await {
                     return shell.figures.failed_client.add(1);
                 }
                 if guest.stream.speaks(ALPN_HTTP[0]) {
-                    return Box::pin(self.serve2(shell, guest, Vec::new())).await;
+                    return Box::pin(http.serve2(&shell, guest, Vec::new())).await;
                 }
             }
             loop {
-                // It rings once: a step would wake a client for nothing.
-                let (idle, alarm) = (self.config.idle_timeout, &mut guest.alarm);
-                match Self::wait(shell, &guest.stream, alarm, idle, idle).await {
-                    Waited::Asked => {}
-                    Waited::Gone => return,
-                    Waited::Silent => return shell.figures.ended_idle.add(1),
+                {
+                    // The alarm rings once: a step would wake a client for nothing.
+                    let idle = http.config.idle_timeout;
+                    let (until, mut drains) = (sys::coarse_now() + idle, pin!(shell.drains()));
+                    match poll_fn(|cx| guest.poll(cx, &shell, drains.as_mut(), until, idle)).await {
+                        Waited::Asked => {}
+                        Waited::Gone => return,
+                        Waited::Silent => return shell.figures.ended_idle.add(1),
+                    }
                 }
-                match Box::pin(self.serve_busy(shell, &mut guest)).await {
+                match Box::pin(http.serve_busy(&shell, &mut guest)).await {
                     Next::Rests => {}
                     Next::Goes => return,
-                    Next::Http2(early) => return Box::pin(self.serve2(shell, guest, early)).await,
+                    Next::Http2(early) => return Box::pin(http.serve2(&shell, guest, early)).await,
                 }
             }
-        }
+        });
     }
 
     /// Serves a client until it has asked for nothing for [`BUSY`].
     async fn serve_busy(&self, shell: &Rc<Shell>, guest: &mut Guest) -> Next {
         let mut session = guest.session();
-        let Guest { stream, alarm, history, .. } = guest;
         let mut desk: Option<Box<Desk>> = None;
         loop {
             let mut busy = desk.take().unwrap_or_else(|| self.take_desk());
-            let lasts = self.serve_request(shell, stream, &mut session, &mut busy, alarm).await;
+            let lasts = self.serve_request(shell, guest, &mut session, &mut busy).await;
             if !lasts {
                 let early = busy.front.reading.take_http2();
                 self.give_desk(busy);
@@ -284,11 +312,12 @@ impl Http {
             }
             self.give_desk(busy);
             let busy_for = self.config.idle_timeout.min(BUSY);
-            match Self::wait(shell, stream, alarm, busy_for, self.step()).await {
+            let (until, mut drains) = (sys::coarse_now() + busy_for, pin!(shell.drains()));
+            match poll_fn(|cx| guest.poll(cx, shell, drains.as_mut(), until, self.step())).await {
                 Waited::Asked => {}
                 Waited::Gone => return Next::Goes,
                 Waited::Silent if busy_for < self.config.idle_timeout => {
-                    *history = session.into_history();
+                    guest.history = session.into_history();
                     return Next::Rests;
                 }
                 Waited::Silent => {
@@ -302,31 +331,6 @@ impl Http {
     /// Shakes hands with a client. Whether that went well, and in time.
     async fn shake_hands(&self, stream: &Stream) -> bool {
         matches!(tokio::time::timeout(self.config.head_timeout, stream.handshake()).await, Ok(Ok(_)))
-    }
-
-    /// Waits for a client's next request, for so long; `step` is the alarm's.
-    fn wait<'a>(
-        shell: &'a Shell,
-        stream: &'a Stream,
-        alarm: &'a mut Alarm,
-        patience: Duration,
-        step: Duration,
-    ) -> impl Future<Output = Waited> + use<'a> {
-        let until = sys::coarse_now() + patience;
-        let drains = shell.drains();
-        async move {
-            let mut drains = pin!(drains);
-            poll_fn(|cx| {
-                if let Poll::Ready(ready) = stream.poll_read_ready(cx) {
-                    return Poll::Ready(if ready.is_ok() { Waited::Asked } else { Waited::Gone });
-                }
-                if shell.is_draining() || drains.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Waited::Gone);
-                }
-                alarm.poll(cx, until, step).map(|()| Waited::Silent)
-            })
-            .await
-        }
     }
 
     /// The least time that an alarm of a client's connection is set for.
@@ -345,11 +349,11 @@ impl Http {
     async fn serve_request(
         &self,
         shell: &Rc<Shell>,
-        stream: &Stream,
+        guest: &mut Guest,
         session: &mut Session,
         desk: &mut Desk,
-        alarm: &mut Alarm,
     ) -> bool {
+        let Guest { stream, alarm, .. } = guest;
         let head_len = match self.read_head(stream, &mut desk.front, alarm).await {
             Ok(head_len) => head_len,
             Err(NoHead::Gone) => return false,
