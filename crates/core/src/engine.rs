@@ -81,7 +81,7 @@ pub enum Refusal {
         /// The last failure.
         last: Option<Cause>,
     },
-    /// The endpoint was removed, or the engine is draining.
+    /// The endpoint was removed or renewed, or the engine is draining.
     Leaving,
     /// There is no such endpoint, or none at all.
     NoEndpoint,
@@ -104,7 +104,7 @@ pub enum TicketError {
     },
     /// Every connection it could have got failed to be made.
     Dial(Cause),
-    /// The endpoint was removed, or the engine is draining.
+    /// The endpoint was removed or renewed, or the engine is draining.
     Leaving,
 }
 
@@ -347,6 +347,13 @@ impl Engine {
             Removal::Drain => endpoint.leave(cx),
             Removal::Close => endpoint.close_all(cx),
         });
+    }
+
+    /// Lets go of an endpoint's connections without removing it: idle ones close now, those in use when they are given
+    /// back, and its tickets fail with [`TicketError::Leaving`]. What it has counted stays, and later acquires get new
+    /// connections.
+    pub fn renew_endpoint(&mut self, now: Instant, id: EndpointId) {
+        self.with(now, id, |endpoint, cx| endpoint.renew(cx));
     }
 
     /// Changes an endpoint's policy, for the connections that are there too. Raised limits serve those who wait at

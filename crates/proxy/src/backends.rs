@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use forebay::sys;
+use forebay::{AcquireError, Failure, TicketError, sys};
 use forebay_core::{Blame, Cause, Instant};
 use forebay_proxy_core::roster::{
     Action, Active, Backend, BackendId, Balance, EmptyList, Event, Picker, Roster, RosterConfig,
@@ -83,6 +83,16 @@ impl Backends {
         if cause.blame() == Blame::Upstream {
             self.with(|roster, now| roster.handle_failed(now, id, cause));
             self.wake.notify_one();
+        }
+    }
+
+    /// Notes that there was no connection to a backend for a client. A limit of this proxy, or a place in line that was
+    /// waited for in vain, is not the backend's fault; that it does not answer dials is, however many it has answered.
+    pub(crate) fn note_unreached(&self, id: BackendId, error: &AcquireError) {
+        let dials_hang =
+            matches!(error.failure(), Failure::Waited(TicketError::Timeout { connecting: 1.., .. }));
+        if let Some(cause) = error.cause().or(dials_hang.then_some(Cause::Timeout)) {
+            self.note_failed(id, cause);
         }
     }
 

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::blame::{cause_of, cause_of_bind};
+use forebay::dial::ClientConfigs;
 use forebay::stream::Stream;
 use forebay::sys::{self, TcpOptions};
 use forebay_core::Cause;
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -30,7 +32,10 @@ const RESPONSE_BYTES_MAX: usize = 4096;
 pub(crate) struct Checker {
     config: HealthConfig,
     tcp: TcpOptions,
-    tls: Arc<ClientConfig>,
+    /// Where certificates matter.
+    strict: ClientConfigs,
+    /// Where they do not.
+    lax: Arc<ClientConfig>,
 }
 
 /// Why a check failed.
@@ -60,7 +65,7 @@ impl Checker {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
             .with_no_client_auth();
-        Ok(Self { config, tcp, tls: Arc::new(tls) })
+        Ok(Self { config, tcp, strict: ClientConfigs::default(), lax: Arc::new(tls) })
     }
 
     /// Checks a backend.
@@ -73,8 +78,7 @@ impl Checker {
     ///
     /// Cancelled, the connection is closed.
     pub(crate) async fn check(&self, backend: &BackendAddress) -> Result<(), CheckError> {
-        let address = backend.address;
-        match tokio::time::timeout(self.config.timeout, self.ask(address)).await {
+        match tokio::time::timeout(self.config.timeout, self.ask(backend)).await {
             Ok(result) => result,
             Err(_) => Err(CheckError {
                 cause: Cause::Timeout,
@@ -86,7 +90,8 @@ impl Checker {
         }
     }
 
-    async fn ask(&self, address: SocketAddr) -> Result<(), CheckError> {
+    async fn ask(&self, backend: &BackendAddress) -> Result<(), CheckError> {
+        let address = backend.address;
         let socket = sys::tcp_socket(address, None, &self.tcp)
             .map_err(|error| CheckError { cause: cause_of_bind(&error), text: format!("socket: {error}") })?;
         let socket = TcpSocket::from_std_stream(socket).connect(address).await.map_err(failed("connect"))?;
@@ -94,8 +99,8 @@ impl Checker {
             CheckKind::None | CheckKind::Tcp => return Ok(()),
             CheckKind::Http => Stream::plain(socket),
             CheckKind::Tls | CheckKind::Https => {
-                let name = self.config.name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
-                let tls = ClientConnection::new(Arc::clone(&self.tls), name)
+                let tls = self
+                    .tls(backend)
                     .map_err(|error| CheckError { cause: Cause::Internal, text: error.to_string() })?;
                 let stream = Stream::encrypted(socket, tls);
                 stream.handshake().await.map_err(|error| {
@@ -115,6 +120,23 @@ impl Checker {
         // The goodbye goes out before the end, or not at all.
         let _ = stream.end_writing();
         Ok(())
+    }
+
+    /// Begins a handshake: by the backend's own settings, if it has some, else by those of checks.
+    fn tls(&self, backend: &BackendAddress) -> Result<ClientConnection, rustls::Error> {
+        let strictly = |roots, identity| {
+            let mut config = ClientConfig::clone(&*self.strict.config_as(roots, &[], identity)?);
+            // In a session that goes on no certificate is shown.
+            config.resumption = Resumption::disabled();
+            Ok::<_, rustls::Error>(Arc::new(config))
+        };
+        let (config, name) = match (&backend.tls, &self.config.roots) {
+            (Some(tls), _) => (strictly(&tls.roots, tls.identity.as_ref())?, Some(&tls.name)),
+            (None, Some(roots)) => (strictly(roots, None)?, self.config.name.as_ref()),
+            (None, None) => (Arc::clone(&self.lax), self.config.name.as_ref()),
+        };
+        let name = name.cloned().unwrap_or_else(|| ServerName::from(backend.address.ip()));
+        ClientConnection::new(config, name)
     }
 
     async fn request(&self, stream: &Stream, address: SocketAddr) -> Result<(), CheckError> {
@@ -186,7 +208,8 @@ fn status(response: &[u8]) -> Status {
     }
 }
 
-/// Believes every certificate: a check asks whether a server is there, not who it is, and tells it nothing.
+/// Believes every certificate: without a signer to believe, a check asks whether a server is there, not who it is, and
+/// tells it nothing.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -360,5 +383,75 @@ mod tests {
         let seen = thread.join().unwrap();
         assert_eq!(seen[..2], [(0, None), (0, Some("api.example".to_owned()))]);
         assert!(seen[2].0 > 0);
+    }
+
+    /// A server with TLS for so many checks, that signs for itself. Returns its certificate, too.
+    fn signed(name: &str, checks: usize) -> (SocketAddr, String) {
+        let key = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![key.cert.der().clone()],
+                key.signing_key.serialize_der().try_into().unwrap(),
+            )
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for mut socket in listener.incoming().take(checks).flatten() {
+                let mut tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+                let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+                // Who does not believe the certificate says so, and leaves.
+                let _ = stream.read(&mut [0; 512]);
+            }
+        });
+        (address, key.cert.pem())
+    }
+
+    #[test]
+    fn a_certificate_must_be_what_the_settings_say_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (address, own) = signed("api.example", 6);
+        let (_, other) = signed("api.example", 0);
+        let write = |name: &str, pem: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, pem).unwrap();
+            path
+        };
+        let (own, other) = (write("own.pem", &own), write("other.pem", &other));
+        let result = |ca: &std::path::Path, name: Option<&str>, host: Option<&str>| {
+            let checker = checker(|settings| {
+                settings.check = CheckKind::Tls;
+                settings.ca = ca.to_owned();
+                settings.name = name.map(str::to_owned);
+                settings.host = host.map(str::to_owned);
+            });
+            check(&checker, address).map_err(|error| error.cause)
+        };
+        assert_eq!(result(&own, Some("api.example"), None), Ok(()));
+        assert_eq!(result(&own, None, Some("api.example:6443")), Ok(()), "the name of the requests");
+        assert_eq!(result(&own, Some("other.example"), Some("api.example")), Err(Cause::Tls));
+        assert_eq!(result(&own, None, None), Err(Cause::Tls), "it is not for an address");
+        assert_eq!(result(&other, Some("api.example"), None), Err(Cause::Tls));
+        assert_eq!(result(std::path::Path::new(""), None, None), Ok(()), "nobody asks who it is");
+    }
+
+    #[test]
+    fn a_backend_with_settings_of_its_own_is_checked_by_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let (address, own) = signed("api.example", 2);
+        let ca = folder.path().join("own.pem");
+        std::fs::write(&ca, own).unwrap();
+        let checker = checker(|settings| settings.check = CheckKind::Tls);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for (name, result) in [("api.example", Ok(())), ("other.example", Err(Cause::Tls))] {
+            let backend = format!("https://{address}?name={name}&ca={}", ca.display()).parse().unwrap();
+            let checked = runtime.block_on(checker.check(&backend)).map_err(|error| error.cause);
+            assert_eq!(checked, result, "{name}");
+        }
     }
 }

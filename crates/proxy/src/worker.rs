@@ -93,11 +93,19 @@ impl Service {
         }
     }
 
-    /// Closes connections to a backend that nobody uses, and lets those in use end.
-    fn purge(&self, backend: &BackendAddress) {
+    /// Closes connections to a backend that nobody uses, and lets those in use end. The backend stays.
+    fn purge(&self, shell: &Shell, backend: &BackendAddress) {
         match self {
-            Self::Opaque(opaque) => opaque.purge(backend),
+            Self::Opaque(opaque) => opaque.purge(shell, backend),
             Self::Http(http) => http.purge(backend),
+        }
+    }
+
+    /// Forgets a backend: closes connections to it that nobody uses, and lets those in use end.
+    fn remove(&self, backend: &BackendAddress) {
+        match self {
+            Self::Opaque(opaque) => opaque.remove(backend),
+            Self::Http(http) => http.remove(backend),
         }
     }
 }
@@ -332,11 +340,11 @@ impl Shell {
         loop {
             match partings.recv().await {
                 Ok(Parting { backend, active }) => {
-                    self.service.purge(backend.key());
                     // It may have come back meanwhile, or be unhealthy only.
                     let stays = |known: &Known| known.key() == backend.key();
-                    if self.backends.list().0.iter().any(stays) {
-                        self.service.adopt(backend.key());
+                    match self.backends.list().0.iter().any(stays) {
+                        true => self.service.purge(&self, backend.key()),
+                        false => self.service.remove(backend.key()),
                     }
                     if active == Active::Close {
                         self.figures.cut.add(self.sessions.cut(backend.id()));

@@ -43,13 +43,17 @@ fn list(path: &Path, backends: &[SocketAddr]) {
 }
 
 fn proxy(file: &Path) -> Result<Server, StartError> {
-    let settings = Settings {
+    with(OnRemoved::Drain, |discovery| file.clone_into(&mut discovery.file))
+}
+
+fn with(on_removed: OnRemoved, change: impl FnOnce(&mut DiscoverySettings)) -> Result<Server, StartError> {
+    let mut settings = Settings {
         listen: vec!["127.0.0.1:0".to_owned()],
         workers: 1,
-        discovery: DiscoverySettings { file: file.to_owned(), ..DiscoverySettings::default() },
-        health: HealthSettings { on_removed: OnRemoved::Drain, ..HealthSettings::default() },
+        health: HealthSettings { on_removed, ..HealthSettings::default() },
         ..Settings::default()
     };
+    change(&mut settings.discovery);
     start(ProxyConfig::new(&settings, 1).unwrap())
 }
 
@@ -105,4 +109,52 @@ fn a_proxy_without_its_list_does_not_start_and_says_what_to_do() {
     let path = folder.path().join("endpoints.json");
     let problem = proxy(&path).unwrap_err().to_string();
     assert!(problem.contains("endpoints.json: there is no such file: write"), "{problem}");
+}
+
+#[test]
+fn connections_to_a_backend_that_is_removed_end_or_stay_as_the_setting_says() {
+    for (setting, stays) in [(OnRemoved::Close, false), (OnRemoved::Drain, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("endpoints.json");
+        let (a, b) = (backend(b'a'), backend(b'b'));
+        list(&path, &[a, b]);
+        let server = with(setting, |discovery| discovery.file.clone_from(&path)).unwrap();
+        let mut held: Vec<_> = (0..4).map(|_| client(&server)).collect();
+        list(&path, &[b]);
+        until("the new list", || server.handle().discovery().unwrap().changes == 1);
+        until("who is cut is gone", || server.handle().figures().clients == if stays { 4 } else { 2 });
+        assert_eq!(server.handle().figures().cut, if stays { 0 } else { 2 });
+        for (stream, name) in &mut held {
+            match *name == b'b' || stays {
+                true => echoes(stream),
+                false => assert!(stream.read(&mut [0; 1]).is_err(), "it ends with a reset"),
+            }
+        }
+    }
+}
+
+#[test]
+fn an_empty_list_leaves_clients_nobody_only_if_that_is_allowed() {
+    for allow_empty in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("endpoints.json");
+        list(&path, &[backend(b'a')]);
+        let server = with(OnRemoved::Close, |discovery| {
+            discovery.file.clone_from(&path);
+            discovery.allow_empty = allow_empty;
+        })
+        .unwrap();
+        assert_eq!(client(&server).1, b'a');
+        list(&path, &[]);
+        until("the empty list is seen", || server.handle().discovery().unwrap().empty == 1);
+        let is_served = || {
+            let mut stream = TcpStream::connect(server.local_addrs()[0].address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.read_exact(&mut [0]).is_ok()
+        };
+        match allow_empty {
+            false => assert!(is_served()),
+            true => until("nobody is served", || !is_served()),
+        }
+    }
 }

@@ -61,6 +61,38 @@ fn a_backend_is_told_who_its_client_is_before_the_first_byte() {
 }
 
 #[test]
+fn the_second_version_of_the_header_is_sent_where_that_is_asked_for() {
+    for (send, begin) in [
+        (SendHeader::V2, &b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01"[..]),
+        (SendHeader::Off, b"hello"),
+    ] {
+        let server = proxy(|settings| settings.proxy_protocol.send = send);
+        let mut stream = TcpStream::connect(server.local_addrs()[0].address).unwrap();
+        stream.write_all(b"hello").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert!(answer.starts_with(begin) && answer.ends_with(b"hello"), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_header_may_take_as_long_to_come_as_the_setting_says() {
+    for (timeout, is_refused) in [(200, true), (5000, false)] {
+        let server = proxy(|settings| {
+            settings.proxy_protocol.accept = true;
+            settings.proxy_protocol.timeout.0 = Duration::from_millis(timeout);
+        });
+        let mut stream = TcpStream::connect(server.local_addrs()[0].address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(1000))).unwrap();
+        let ended = stream.read(&mut [0; 1]);
+        let still_waits = matches!(&ended, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        assert_eq!(still_waits, !is_refused, "{timeout} ms: {ended:?}");
+        assert_eq!(server.handle().figures().refused_strangers, u64::from(is_refused));
+    }
+}
+
+#[test]
 fn who_is_introduced_is_passed_on_as_who_was_told() {
     let server = proxy(|settings| {
         settings.proxy_protocol.accept = true;

@@ -262,3 +262,29 @@ fn kubectl_gets_and_execs_through_opaque_bytes() {
     }
     assert!(server.count("pods/cat/exec") >= 2);
 }
+
+#[test]
+fn the_service_of_the_settings_is_asked_for_as_often_as_they_say() {
+    let cluster = Cluster::new();
+    let server = ApiServer::start(&cluster);
+    cluster.set(&all(&[&server]));
+    let kubeconfig = cluster.kubeconfig("kubelet.conf", "https://127.0.0.1:1", true);
+    let lists = || server.asked().iter().filter(|line| !line.contains("watch")).count();
+    let listed_in_three_seconds = |settings: &Settings| {
+        let proxy = run(settings);
+        until("the watch", || cluster.watches() == 1);
+        let before = lists();
+        thread::sleep(Duration::from_secs(3));
+        drop(proxy);
+        until("it has gone", || cluster.watches() == 0);
+        lists() - before
+    };
+    let often = listed_in_three_seconds(&settings(&kubeconfig, &[server.address]));
+    let seldom = listed_in_three_seconds(&watching(&kubeconfig, &[server.address]));
+    assert!((2..=4).contains(&often) && seldom == 0, "{often} {seldom}");
+    let mut other = watching(&kubeconfig, &[server.address]);
+    other.discovery.service = "apps/web".to_owned();
+    let _proxy = run(&other);
+    until("another service", || server.count("/namespaces/apps/endpointslices") > 0);
+    assert!(server.asked().iter().any(|line| line.contains("service-name") && line.contains("web")));
+}

@@ -222,3 +222,171 @@ fn no_two_clients_see_one_connection() {
         assert!(seen.insert(stamp), "a connection was given to a second client");
     }
 }
+
+/// A client that is served, or `None` if it is refused; and how long that took.
+fn served(server: &Server) -> (Option<TcpStream>, Duration) {
+    let began = std::time::Instant::now();
+    let mut stream = client(server);
+    let is_served = stream.write_all(b"x").is_ok() && stream.read_exact(&mut [0; 1]).is_ok();
+    (is_served.then_some(stream), began.elapsed())
+}
+
+#[test]
+fn a_backend_has_no_more_connections_than_the_setting_says_and_is_not_to_blame_for_it() {
+    for max in [1, 3] {
+        let server = proxy(&[backend(echo), backend(echo)], |settings| {
+            settings.spares.max = 0;
+            settings.connections.connections_max = max;
+            settings.connections.connect_timeout.0 = Duration::from_millis(200);
+            settings.health.failures = 1;
+            settings.health.check = forebay_proxy::CheckKind::None;
+        });
+        let mut held: Vec<_> = (0..2 * max).map(|_| served(&server).0.unwrap()).collect();
+        for _ in 0..3 {
+            let (refused, took) = served(&server);
+            assert!(refused.is_none() && took >= Duration::from_millis(350), "{took:?}: it waits at each");
+        }
+        assert_eq!(server.handle().figures().tried_in_vain, 6);
+        held.clear();
+        eventually("they are gone", || server.handle().figures().clients == 0);
+        let _held: Vec<_> = (0..2 * max).map(|_| served(&server).0.expect("both serve")).collect();
+    }
+}
+
+#[test]
+fn no_more_clients_wait_for_a_connection_than_the_setting_says() {
+    for max in [1_u32, 4] {
+        let server = proxy(&[backend(echo)], |settings| {
+            settings.spares.max = 0;
+            settings.connections.connections_max = 1;
+            settings.connections.waiters_max = max;
+            settings.connections.connect_timeout.0 = Duration::from_millis(600);
+        });
+        let _held = served(&server).0.unwrap();
+        let all: Vec<_> = thread::scope(|scope| {
+            let waiting: Vec<_> = (0..4).map(|_| scope.spawn(|| served(&server).1)).collect();
+            waiting.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        let waited = all.iter().filter(|took| **took >= Duration::from_millis(500)).count();
+        assert_eq!(waited, max as usize, "{all:?}");
+    }
+}
+
+#[test]
+fn there_are_no_more_spares_than_the_setting_says() {
+    let most = |max| {
+        let server = proxy(&[backend(echo)], |settings| settings.spares.max = max);
+        let idle = || server.handle().backends()[0].snapshot.idle;
+        let mut most = 0;
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..100).for_each(|_| drop(served(&server))));
+            }
+            for _ in 0..40 {
+                most = most.max(idle());
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        most.max(idle())
+    };
+    let (few, many) = (most(2), most(64));
+    assert!((1..=2).contains(&few) && many > 2, "{few} {many}");
+}
+
+#[test]
+fn spares_are_replaced_at_the_age_of_the_setting() {
+    let replaced = |age: u64| {
+        let backend = forebay_bench::backend::Backend::spawn(forebay_bench::backend::Serve::Echo);
+        let server = proxy(&[backend.addr()], |settings| {
+            settings.spares.age_max.0 = Duration::from_millis(age);
+            settings.health.check = forebay_proxy::CheckKind::None;
+        });
+        (0..100).for_each(|_| drop(served(&server)));
+        let before = backend.stats().connections;
+        thread::sleep(Duration::from_secs(2));
+        assert!(server.handle().backends()[0].snapshot.idle > 0);
+        backend.stats().connections - before
+    };
+    let (often, never) = (replaced(300), replaced(20_000));
+    assert!(often >= 4 && never <= 1, "{often} {never}");
+}
+
+#[test]
+fn one_client_address_has_no_more_connections_than_the_setting_says() {
+    for max in [1, 2] {
+        let server = proxy(&[backend(echo)], |settings| settings.clients.connections_per_client = max);
+        let _held: Vec<_> = (0..max).map(|_| served(&server).0.unwrap()).collect();
+        let (refused, took) = served(&server);
+        assert!(refused.is_none() && took < Duration::from_millis(500), "at once: {took:?}");
+        assert_eq!(server.handle().figures().refused_full, 1);
+        let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        other.bind(&SocketAddr::from(([127, 0, 0, 9], 0)).into()).unwrap();
+        other.connect(&server.local_addrs()[0].address.into()).unwrap();
+        let mut other = TcpStream::from(other);
+        other.write_all(b"x").unwrap();
+        other.read_exact(&mut [0; 1]).unwrap();
+    }
+}
+
+#[test]
+fn every_address_is_listened_on_by_as_many_workers_as_the_setting_says() {
+    for workers in [1, 3] {
+        let server = proxy(&[backend(echo)], |settings| {
+            settings.listen = vec!["127.0.0.1:0".to_owned(), "127.0.0.5:0".to_owned(), "[::1]:0".to_owned()];
+            settings.workers = workers;
+        });
+        assert_eq!(server.handle().workers(), workers);
+        for listen in server.local_addrs() {
+            let mut client = TcpStream::connect(listen.address).unwrap();
+            client.write_all(b"x").unwrap();
+            client.read_exact(&mut [0; 1]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_next_client_goes_where_the_balance_says() {
+    use forebay_proxy::BalanceName::{FirstHealthy, LeastConnections, P2c, Random, RoundRobin, SourceHash};
+    let named = |name: u8| {
+        backend(move |mut stream, number| {
+            let _ = stream.write_all(&[name]);
+            echo(stream, number);
+        })
+    };
+    let backends = [named(0), named(1), named(2)];
+    for balance in [RoundRobin, Random, LeastConnections, P2c, SourceHash, FirstHealthy] {
+        let server = proxy(&backends, |settings| {
+            settings.balance = balance;
+            settings.health.check = forebay_proxy::CheckKind::None;
+        });
+        let come = || {
+            let (mut client, mut name) = (client(&server), [0]);
+            client.read_exact(&mut name).unwrap();
+            (client, usize::from(name[0]))
+        };
+        let mut counts = [0; 3];
+        let mut held: Vec<_> = (0..30).map(|_| come()).collect();
+        held.iter().for_each(|(_, name)| counts[*name] += 1);
+        match balance {
+            RoundRobin | LeastConnections => assert_eq!(counts, [10; 3], "{balance:?}"),
+            Random | P2c => assert!(counts.iter().all(|n| *n > 1), "{balance:?} {counts:?}"),
+            SourceHash => assert!(counts.contains(&30), "{counts:?}"),
+            FirstHealthy => assert_eq!(counts, [30, 0, 0]),
+        }
+        // Three that leave one backend are made good by the next three there, or by the turn.
+        let gone = held.iter().filter(|(_, name)| *name == 1).count().min(3);
+        for _ in 0..gone {
+            let place = held.iter().position(|(_, name)| *name == 1).unwrap();
+            held.remove(place);
+        }
+        let left = held.len() as u64;
+        eventually("they are gone", || server.handle().figures().clients == left);
+        let next: Vec<_> = (0..3).map(|_| come().1).collect();
+        match balance {
+            // Each leaves at once, and its place is the emptiest again.
+            LeastConnections => assert!(next.iter().all(|name| *name == 1), "{next:?}"),
+            RoundRobin => assert_eq!(next.iter().sum::<usize>(), 3, "{next:?}"),
+            _ => {}
+        }
+    }
+}

@@ -458,6 +458,12 @@ impl Endpoint {
     pub(crate) fn leave(&mut self, cx: &mut Context<'_>) {
         self.leaving = true;
         self.want.set(0);
+        self.renew(cx);
+    }
+
+    /// Sends away who waits, and lets go of every connection that is open: idle ones close now, others when they are
+    /// given back.
+    pub(crate) fn renew(&mut self, cx: &mut Context<'_>) {
         while let Some((index, ticket)) = self.tickets.pop() {
             self.fail_ticket(cx, index, &ticket, TicketError::Leaving);
         }

@@ -22,6 +22,26 @@ fn a_removed_endpoint_drains_or_closes() {
 }
 
 #[test]
+fn a_renewed_endpoint_lets_go_of_its_connections_and_counts_on() {
+    let mut rig = Rig::connected(small(3), 2);
+    let held = rig.lease();
+    rig.engine.renew_endpoint(rig.now, rig.endpoint);
+    rig.settle();
+    assert_eq!(rig.closed(), [CloseReason::Drain], "an idle one is closed at once");
+    rig.release(held, Outcome::Good);
+    assert_eq!(rig.closed(), [CloseReason::Drain], "another one when it is given back");
+    assert_eq!((rig.snapshot().connections(), rig.snapshot().counters.dials_succeeded), (0, 2));
+    let ticket = rig.ticket(1_000);
+    rig.engine.renew_endpoint(rig.now, rig.endpoint);
+    rig.settle();
+    assert_eq!(rig.failures.pop_front(), Some((ticket, TicketError::Leaving)));
+    rig.dialed(Ok(ANY));
+    let lease = rig.lease();
+    assert_eq!(rig.snapshot().counters.dials_succeeded, 3);
+    rig.release(lease, Outcome::Good);
+}
+
+#[test]
 fn tickets_of_a_removed_endpoint_are_told() {
     let mut rig = Rig::new(small(1));
     let ticket = rig.ticket(1_000);

@@ -173,6 +173,18 @@ impl<C: Connector, M: Mode<C::Conn>> Pool<C, M> {
         id.is_some()
     }
 
+    /// Lets go of the connections to an endpoint: those that nobody uses close now, others when they are given back, and
+    /// who waits for it gets an error. Returns whether it was there. It stays, with what it has counted, and who comes
+    /// later gets a new connection.
+    pub fn renew_endpoint(&self, endpoint: &C::Endpoint) -> bool {
+        let inner = self.inner();
+        let id = inner.endpoint_id(endpoint);
+        if let Some(id) = id {
+            inner.act(inner.exchange.renew_endpoint(sys::now(), id));
+        }
+        id.is_some()
+    }
+
     /// Changes the policy of all endpoints, and of those to come. Raised limits serve those who wait at once; what is
     /// above a lowered one closes as it becomes idle.
     ///

@@ -2,8 +2,10 @@
 //!
 //! A stub of its own instead of the system's `getaddrinfo`, which knows neither SRV nor how long an answer holds.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use domain::base::iana::{Class, Rcode, Rtype};
@@ -27,6 +29,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// What fits into a datagram on any path (DNS flag day 2020).
 const UDP_BYTES: u16 = 1232;
+
+/// A hosts file that is longer is taken for a mistake.
+const HOSTS_BYTES_MAX: u64 = 4 << 20;
 
 /// Targets of a service that are looked at. More is no service that this proxy should stand in front of.
 const TARGETS_MAX: usize = 256;
@@ -63,8 +68,14 @@ pub(super) async fn follow(config: &DnsConfig, feed: &Feed) {
     }
 }
 
-/// Asks the servers in turn, until one knows.
+/// Looks into the hosts file, then asks the servers in turn, until one knows.
 async fn resolve(config: &DnsConfig) -> Result<Said, String> {
+    let hosts = Hosts::read(config.hosts.as_deref());
+    if let DnsQuestion::Addresses { name, port } = &config.question
+        && let Some(said) = hosts.said(name, *port)
+    {
+        return Ok(said);
+    }
     let mut problem = String::new();
     for &server in &config.servers {
         let asked = match &config.question {
@@ -73,7 +84,7 @@ async fn resolve(config: &DnsConfig) -> Result<Said, String> {
                 Err(problem) => Err(problem),
             },
             DnsQuestion::Services { name } => match host(name) {
-                Ok(name) => services(server, &name).await,
+                Ok(name) => services(server, &name, &hosts).await,
                 Err(problem) => Err(problem),
             },
         };
@@ -83,6 +94,40 @@ async fn resolve(config: &DnsConfig) -> Result<Said, String> {
         }
     }
     Err(problem)
+}
+
+/// What a hosts file says (hosts(5)).
+struct Hosts(String);
+
+impl Hosts {
+    /// Reads the file. One that cannot be read, or is too long, says nothing.
+    fn read(path: Option<&Path>) -> Self {
+        let mut bytes = Vec::new();
+        let read = path.map(|path| File::open(path)?.take(HOSTS_BYTES_MAX + 1).read_to_end(&mut bytes));
+        if !matches!(read, Some(Ok(length)) if length as u64 <= HOSTS_BYTES_MAX) {
+            bytes.clear();
+        }
+        Self(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Returns the addresses of a name, in any case and with or without the dot at its end.
+    fn ips(&self, name: &str) -> Vec<IpAddr> {
+        let bare = |name: &str| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let name = bare(name);
+        let line = |line: &str| {
+            let mut words = line.split('#').next()?.split_ascii_whitespace();
+            let ip = words.next()?.parse().ok()?;
+            words.any(|word| bare(word) == name).then_some(ip)
+        };
+        self.0.lines().filter_map(line).collect()
+    }
+
+    /// What the file says of a name, if it does. It holds until the next look.
+    fn said(&self, name: &str, port: u16) -> Option<Said> {
+        let ips = self.ips(name);
+        let found = |ip: &IpAddr| Found::plain(SocketAddr::new(*ip, port).into());
+        (!ips.is_empty()).then(|| Said { list: ips.iter().map(found).collect(), ttl: Duration::ZERO })
+    }
 }
 
 fn host(text: &str) -> Result<Host, String> {
@@ -107,7 +152,7 @@ async fn addresses(server: SocketAddr, name: &Host, port: u16) -> Result<Said, S
     Ok(Said { list, ttl: answers().filter_map(ttl).min().unwrap_or_default() })
 }
 
-async fn services(server: SocketAddr, name: &Host) -> Result<Said, String> {
+async fn services(server: SocketAddr, name: &Host, hosts: &Hosts) -> Result<Said, String> {
     let answer = ask(server, name, Rtype::SRV).await?;
     let mut said = Said { list: Vec::new(), ttl: ttl(&answer).unwrap_or_default() };
     for (priority, weight, port, target) in targets(&answer).into_iter().take(TARGETS_MAX) {
@@ -115,8 +160,11 @@ async fn services(server: SocketAddr, name: &Host) -> Result<Said, String> {
         if target.is_root() {
             continue;
         }
-        // The server may have said already where its targets are.
-        let mut ips = ips(&answer, Some(&target));
+        let mut ips = hosts.ips(&target.to_string());
+        if ips.is_empty() {
+            // The server may have said already where its targets are.
+            ips = self::ips(&answer, Some(&target));
+        }
         if ips.is_empty() {
             let found = addresses(server, &target, port).await?;
             if !found.list.is_empty() {

@@ -127,6 +127,24 @@ fn a_renamed_file_is_seen_within_two_seconds() {
 }
 
 #[test]
+fn a_file_that_is_written_bit_by_bit_is_read_when_it_stands_still() {
+    use std::io::Write;
+    let folder = folder();
+    let path = folder.path().join("endpoints");
+    fs::write(&path, "192.0.2.100:1").unwrap();
+    let settings = DiscoverySettings { file: path.clone(), ..DiscoverySettings::default() };
+    let discovery = start(&settings, &[]).unwrap();
+    let mut file = fs::File::create(&path).unwrap();
+    for n in 1..=30 {
+        writeln!(file, "192.0.2.{n}:1").unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    assert_eq!(discovery.stats().changes, 0, "a part of it is no list");
+    until("all of it", || known(&discovery).len() == 30);
+    assert_eq!((discovery.stats().changes, discovery.stats().failures), (1, 0));
+}
+
+#[test]
 fn a_file_that_is_emptied_broken_or_gone_keeps_the_last_good_list() {
     let folder = folder();
     let path = folder.path().join("endpoints.json");
@@ -358,6 +376,108 @@ fn addresses_of_a_name_are_found_behind_its_aliases_and_asked_for_again_when_the
     dns.zone.lock().unwrap().addresses.clear();
     until("no address", || discovery.stats().empty > 0);
     assert_eq!(known(&discovery), ["192.0.2.7:6443", "[2001:db8::1]:6443"], "the last good list stays");
+}
+
+#[test]
+fn a_name_in_the_hosts_file_is_not_asked_for_and_targets_of_services_are_looked_up_there() {
+    let folder = folder();
+    let path = folder.path().join("hosts");
+    let text = "# ours\n192.0.2.8 other API.test. # two\n2001:db8::8\tapi.test\nnonsense\n192.0.2.7\n192.0.2.6 b.test\n";
+    fs::write(&path, text).unwrap();
+    let dns = Dns::start(Zone {
+        addresses: vec![("api.test", ip("192.0.2.1")), ("b.test", ip("192.0.2.2"))],
+        services: vec![("_https._tcp.test", 0, 0, 2, "b.test")],
+        ttl: 60,
+        ..Zone::default()
+    });
+    let named = |hosts: &Path| DiscoverySettings {
+        dns: "api.test:1".to_owned(),
+        hosts: hosts.to_owned(),
+        ..dns.settings()
+    };
+    let discovery = start(&named(&path), &[]).unwrap();
+    until("what the file says", || known(&discovery) == ["192.0.2.8:1", "[2001:db8::8]:1"]);
+    assert_eq!(dns.asked.load(Relaxed), 0);
+    rename(&path, "192.0.2.9 api.test\n192.0.2.6 b.test\n");
+    until("what it says now", || known(&discovery) == ["192.0.2.9:1"]);
+    for hosts in [Path::new(""), &folder.path().join("none")] {
+        let discovery = start(&named(hosts), &[]).unwrap();
+        until("what DNS says", || known(&discovery) == ["192.0.2.1:1"]);
+    }
+    let service = |hosts| DiscoverySettings { srv: "_https._tcp.test".to_owned(), hosts, ..dns.settings() };
+    for (hosts, wanted) in [(path, "192.0.2.6:2"), (PathBuf::new(), "192.0.2.2:2")] {
+        let discovery = start(&service(hosts), &[]).unwrap();
+        until("the target", || known(&discovery) == [wanted]);
+    }
+}
+
+#[test]
+fn answers_that_end_at_once_are_asked_for_as_often_as_the_least_time_says() {
+    let zone = Zone { addresses: vec![("api.test", ip("192.0.2.1"))], ttl: 0, ..Zone::default() };
+    let (often, seldom) = (Dns::start(zone.clone()), Dns::start(zone));
+    let name = "api.test:1".to_owned();
+    let least = "5s".parse().unwrap();
+    let _all = [
+        start(&DiscoverySettings { dns: name.clone(), ..often.settings() }, &[]).unwrap(),
+        start(&DiscoverySettings { dns: name, ttl_min: least, ..seldom.settings() }, &[]).unwrap(),
+    ];
+    until("three rounds", || often.asked.load(Relaxed) >= 6);
+    assert_eq!(seldom.asked.load(Relaxed), 2);
+}
+
+/// Those that a proxy in front of `dns` sends so many clients to, with how many each.
+fn served_by(dns: &Dns, backends: &[std::net::SocketAddr], balance: BalanceName, n: usize) -> Vec<usize> {
+    use std::io::Read;
+    let settings = crate::Settings {
+        listen: vec!["127.0.0.1:0".to_owned()],
+        workers: 1,
+        balance,
+        discovery: DiscoverySettings { srv: "_x._tcp.test".to_owned(), ..dns.settings() },
+        ..crate::Settings::default()
+    };
+    let server = crate::start(crate::ProxyConfig::new(&settings, 1).unwrap()).unwrap();
+    until("the list", || server.handle().discovered().is_some_and(|list| list.len() == backends.len()));
+    until("a backend is known", || server.handle().is_ready());
+    let mut served = vec![0; backends.len()];
+    for _ in 0..n {
+        let mut stream = std::net::TcpStream::connect(server.local_addrs()[0].address).unwrap();
+        let mut name = [0];
+        stream.read_exact(&mut name).unwrap();
+        served[usize::from(name[0])] += 1;
+    }
+    served
+}
+
+#[test]
+fn clients_go_to_targets_by_their_priority_and_weight() {
+    use std::io::Write;
+    let backends: Vec<_> = (0..3_u8)
+        .map(|name| {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    let _ = stream.write_all(&[name]);
+                }
+            });
+            address
+        })
+        .collect();
+    let zone = |priorities: [u16; 3], weights: [u16; 3]| Zone {
+        addresses: vec![("here.test", ip("127.0.0.1"))],
+        services: (0..3)
+            .map(|n| ("_x._tcp.test", priorities[n], weights[n], backends[n].port(), "here.test"))
+            .collect(),
+        ttl: 60,
+        has_additional: true,
+        ..Zone::default()
+    };
+    let dns = Dns::start(zone([1, 1, 1], [1, 2, 7]));
+    assert_eq!(served_by(&dns, &backends, BalanceName::RoundRobin, 100), [10, 20, 70]);
+    let dns = Dns::start(zone([2, 1, 1], [1, 1, 1]));
+    assert_eq!(served_by(&dns, &backends, BalanceName::RoundRobin, 20), [0, 10, 10]);
+    let dns = Dns::start(zone([1, 0, 2], [1, 1, 1]));
+    assert_eq!(served_by(&dns, &backends, BalanceName::FirstHealthy, 20), [0, 20, 0]);
 }
 
 #[test]

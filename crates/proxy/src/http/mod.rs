@@ -215,8 +215,15 @@ impl Http {
         self.pool2.add_endpoint(backend.clone());
     }
 
-    /// Closes connections to a backend that nobody uses, and lets those in use end.
+    /// Closes connections to a backend that nobody uses, and lets those in use end. The backend stays.
     pub(crate) fn purge(&self, backend: &BackendAddress) {
+        self.pool.renew_endpoint(backend);
+        self.fresh.renew_endpoint(backend);
+        self.pool2.renew_endpoint(backend);
+    }
+
+    /// Forgets a backend: closes connections to it that nobody uses, and lets those in use end.
+    pub(crate) fn remove(&self, backend: &BackendAddress) {
         self.pool.remove_endpoint(backend, Removal::Drain);
         self.fresh.remove_endpoint(backend, Removal::Drain);
         self.pool2.remove_endpoint(backend, Removal::Drain);

@@ -349,7 +349,7 @@ impl Http {
                     shell.figures.tried_in_vain.add(1);
                     trail.miss();
                     tracing::debug!(proxy = &*shell.config.name, backend = %backend.key(), %error, "cannot be reached");
-                    shell.backends.note_failed(backend.id(), error.cause().unwrap_or(Cause::Timeout));
+                    shell.backends.note_unreached(backend.id(), &error);
                     last = Some(error);
                 }
             }

@@ -84,9 +84,23 @@ impl Opaque {
         self.pool.add_endpoint(backend.clone());
     }
 
-    /// Closes the spares to a backend.
-    pub(crate) fn purge(&self, backend: &BackendAddress) {
+    /// Forgets a backend: its spares are closed, and clients keep what they have.
+    pub(crate) fn remove(&self, backend: &BackendAddress) {
         self.pool.remove_endpoint(backend, Removal::Drain);
+        self.forget_spares(backend);
+    }
+
+    /// Closes the spares to a backend that stays.
+    pub(crate) fn purge(&self, shell: &Shell, backend: &BackendAddress) {
+        // Else as many would be dialled anew.
+        if let Err(error) = self.pool.set_config_at(backend, shell.config.pool) {
+            tracing::error!(%backend, %error, "spares: a policy that was checked is refused");
+        }
+        self.pool.renew_endpoint(backend);
+        self.forget_spares(backend);
+    }
+
+    fn forget_spares(&self, backend: &BackendAddress) {
         if let Some(spares) = &self.spares {
             spares.forget(backend);
         }
@@ -109,16 +123,25 @@ impl Opaque {
             return refuse(&client);
         };
         let _visit = backend.enter();
-        let mut relay = Relay::new(shell, shell.enter(&backend), client, &mut lease);
+        let mut relay = Relay::new(shell, shell.enter(&backend), client, &mut lease, &backend);
         let end = relay.run().await;
-        note(shell, began, peer, Some(backend.key().address), relay.bytes(), end.as_str());
+        let bytes = relay.bytes();
+        note(shell, began, peer, Some(backend.key().address), bytes, end.as_str());
         drop(relay);
         match end {
+            // One that takes all and says nothing does its work.
+            End::Whole if bytes.0 > 0 => backend.note_good(),
             End::Whole => {}
             End::Cut => {}
             End::Idle => shell.figures.ended_idle.add(1),
             End::Client => shell.figures.failed_client.add(1),
-            End::Backend => shell.figures.failed_backend.add(1),
+            End::Backend(cause) => {
+                shell.figures.failed_backend.add(1);
+                // A reset after the first byte may be an answer; that nobody is there any more never is.
+                if bytes.1 == 0 || matches!(cause, Cause::Timeout | Cause::Unreachable) {
+                    shell.backends.note_failed(backend.id(), cause);
+                }
+            }
         }
         // It has carried a client's bytes: the pool's policy of one use closes it.
         lease.complete();
@@ -142,10 +165,7 @@ impl Opaque {
             let until = deadline.min(now + settings.connect_timeout.0);
             match self.acquire(shell, backend.key(), until).await {
                 Ok(lease) => match introduce_to(&lease, &who, shell.config.proxy_protocol.send) {
-                    Ok(()) => {
-                        backend.note_good();
-                        return Some((backend, lease));
-                    }
+                    Ok(()) => return Some((backend, lease)),
                     Err(error) => {
                         shell.figures.tried_in_vain.add(1);
                         let cause = cause_of(&error);
@@ -157,7 +177,7 @@ impl Opaque {
                 Err(error) => {
                     shell.figures.tried_in_vain.add(1);
                     tracing::debug!(proxy = &*shell.config.name, %peer, backend = %backend.key(), %error, "cannot be reached");
-                    shell.backends.note_failed(backend.id(), error.cause().unwrap_or(Cause::Timeout));
+                    shell.backends.note_unreached(backend.id(), &error);
                 }
             }
             tried.insert(backend.id());

@@ -10,10 +10,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use forebay::blame::cause_of;
 use forebay::sys::{self, Pipe};
+use forebay_core::Cause;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::backends::Known;
 use crate::worker::{Session, Shell, refuse};
 
 /// Reads in a row in one direction before other tasks of the worker get their turn.
@@ -31,7 +34,7 @@ pub(super) enum End {
     /// The client's side failed.
     Client,
     /// The backend's side failed.
-    Backend,
+    Backend(Cause),
 }
 
 impl End {
@@ -42,7 +45,7 @@ impl End {
             Self::Cut => "cut",
             Self::Idle => "idle",
             Self::Client => "client_failed",
-            Self::Backend => "backend_failed",
+            Self::Backend(_) => "backend_failed",
         }
     }
 }
@@ -53,10 +56,13 @@ pub(super) struct Relay<'a> {
     session: Session<'a>,
     client: TcpStream,
     backend: &'a mut TcpStream,
+    known: &'a Known,
     up: Flow,
     down: Flow,
     /// Bytes that have come from the client and from the backend.
     bytes: (u64, u64),
+    /// Why the client and the backend took nothing more, if that was an error.
+    broken: (Option<Cause>, Option<Cause>),
 }
 
 /// One direction.
@@ -88,7 +94,7 @@ enum FlowState {
 
 /// Where bytes come from has failed.
 #[derive(Debug)]
-struct SourceFailed;
+struct SourceFailed(Cause);
 
 impl<'a> Relay<'a> {
     pub(super) fn new(
@@ -96,8 +102,10 @@ impl<'a> Relay<'a> {
         session: Session<'a>,
         client: TcpStream,
         backend: &'a mut TcpStream,
+        known: &'a Known,
     ) -> Self {
-        Self { shell, session, client, backend, up: Flow::default(), down: Flow::default(), bytes: (0, 0) }
+        let (up, down) = (Flow::default(), Flow::default());
+        Self { shell, session, client, backend, known, up, down, bytes: (0, 0), broken: (None, None) }
     }
 
     /// Passes bytes on until both sides have ended, one has failed, or nothing has moved for too long.
@@ -144,28 +152,34 @@ impl<'a> Relay<'a> {
         }
         let buffers = &mut *self.shell.buffers.borrow_mut();
         let (mut n_up, mut n_down) = (0, 0);
-        let up = self.up.poll(cx, &mut self.client, self.backend, buffers, &mut n_up);
-        let down = self.down.poll(cx, self.backend, &mut self.client, buffers, &mut n_down);
+        let (client, backend) = (&mut self.client, &mut *self.backend);
+        let (of_client, of_backend) = (&mut self.broken.0, &mut self.broken.1);
+        let up = self.up.poll(cx, (client, *of_client), (backend, of_backend), buffers, &mut n_up);
+        let down = self.down.poll(cx, (backend, *of_backend), (client, of_client), buffers, &mut n_down);
         *moved = n_up + n_down > 0;
         self.bytes = (self.bytes.0 + n_up, self.bytes.1 + n_down);
         if n_up > 0 {
             self.shell.figures.bytes_up.add(n_up);
         }
         if n_down > 0 {
+            if self.bytes.1 == n_down {
+                // The first it says.
+                self.known.note_good();
+            }
             self.shell.figures.bytes_down.add(n_down);
         }
         if buffers.spliced > 0 {
             self.shell.figures.bytes_spliced.add(std::mem::take(&mut buffers.spliced));
         }
         match (up, down) {
-            (Err(SourceFailed), _) => {
+            (Err(SourceFailed(_)), _) => {
                 // A reset is passed on as one.
                 refuse(self.backend);
                 Poll::Ready(End::Client)
             }
-            (_, Err(SourceFailed)) => {
+            (_, Err(SourceFailed(cause))) => {
                 refuse(&self.client);
-                Poll::Ready(End::Backend)
+                Poll::Ready(End::Backend(cause))
             }
             (Ok(()), Ok(())) if self.up.state == FlowState::Over && self.down.state == FlowState::Over => {
                 Poll::Ready(End::Whole)
@@ -176,19 +190,20 @@ impl<'a> Relay<'a> {
 }
 
 impl Flow {
-    /// Passes on what there is, and notes how many bytes have come.
+    /// Passes on what there is, and notes how many bytes have come, and the error of a side that takes nothing more.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        (from, from_broken): (&mut TcpStream, Option<Cause>),
+        (to, to_broken): (&mut TcpStream, &mut Option<Cause>),
         buffers: &mut Buffers,
         moved: &mut u64,
     ) -> Result<(), SourceFailed> {
         for _ in 0..READS_IN_A_ROW {
             match self.write(cx, to, buffers) {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => {
+                Poll::Ready(Err(error)) => {
+                    *to_broken = to_broken.or(broken(&error));
                     // That side takes nothing more. What it still has to say may be worth hearing: its own direction
                     // tells how it ends.
                     *self = Self { state: FlowState::Over, ..Self::default() };
@@ -200,12 +215,14 @@ impl Flow {
             }
             let read = match self.is_bulk {
                 true => self.read_bulk(cx, from, buffers),
-                false => self.read(cx, from, to, &mut buffers.scratch),
+                false => self.read(cx, from, (to, &mut *to_broken), &mut buffers.scratch),
             };
             match read {
+                // A socket tells its error once: who wrote to it has heard, and what looks like an end is none.
+                Poll::Ready(Ok(0)) if let Some(cause) = from_broken => return Err(SourceFailed(cause)),
                 Poll::Ready(Ok(0)) => self.state = FlowState::Ending,
                 Poll::Ready(Ok(n)) => *moved += n as u64,
-                Poll::Ready(Err(_)) => return Err(SourceFailed),
+                Poll::Ready(Err(error)) => return Err(SourceFailed(cause_of(&error))),
                 Poll::Pending => return Ok(()),
             }
         }
@@ -248,7 +265,7 @@ impl Flow {
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
-        to: &mut TcpStream,
+        (to, to_broken): (&mut TcpStream, &mut Option<Cause>),
         scratch: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let mut buffer = ReadBuf::new(scratch);
@@ -261,8 +278,12 @@ impl Flow {
         if !bytes.is_empty() {
             let taken = match Pin::new(to).poll_write(cx, bytes) {
                 Poll::Ready(Ok(n)) => n,
-                // An error shows again when the rest is written.
-                Poll::Ready(Err(_)) | Poll::Pending => 0,
+                // That nothing more is taken shows again when the rest is written; why, only now.
+                Poll::Ready(Err(error)) => {
+                    *to_broken = to_broken.or(broken(&error));
+                    0
+                }
+                Poll::Pending => 0,
             };
             self.pending.extend_from_slice(&bytes[taken..]);
         }
@@ -306,6 +327,11 @@ impl Flow {
             }
         }
     }
+}
+
+/// Why a side takes nothing more, if that is an error: one that had ended before says so of itself.
+fn broken(error: &io::Error) -> Option<Cause> {
+    (error.kind() != ErrorKind::BrokenPipe).then(|| cause_of(error))
 }
 
 /// What the relays of one worker share: nothing stays in it but empty pipes.

@@ -30,6 +30,9 @@ pub struct DiscoverySettings {
     /// DNS servers that are asked, the next if one does not answer: `address` or `address:port`. Default: this machine's
     /// own resolvers.
     pub servers: Vec<String>,
+    /// A file of names that DNS is not asked for, each line an address and the names that have it (hosts(5)); looked at
+    /// again as often as `ttl_min` says. Empty is none. Default `/etc/hosts`.
+    pub hosts: PathBuf,
     /// DNS is asked again after so long at the earliest, however soon its answer ends; at least a second. Default `1s`.
     pub ttl_min: Span,
     /// DNS is asked again after so long at the latest. Default `5m`.
@@ -61,6 +64,7 @@ impl Default for DiscoverySettings {
             dns: String::new(),
             srv: String::new(),
             servers: Vec::new(),
+            hosts: PathBuf::from("/etc/hosts"),
             ttl_min: Span(Duration::from_secs(1)),
             ttl_max: Span(Duration::from_secs(300)),
             kubeconfig: PathBuf::new(),
@@ -89,6 +93,7 @@ pub(crate) struct DiscoveryConfig {
 pub(crate) struct DnsConfig {
     pub(crate) question: DnsQuestion,
     pub(crate) servers: Vec<SocketAddr>,
+    pub(crate) hosts: Option<PathBuf>,
     pub(crate) ttl_min: Duration,
     pub(crate) ttl_max: Duration,
 }
@@ -202,7 +207,8 @@ impl DiscoverySettings {
             let allowed = format!("at least ttl_min, {}", self.ttl_min);
             return Err(wrong("discovery.ttl_max", self.ttl_max, &allowed));
         }
-        Ok(Some(DnsConfig { question, servers, ttl_min: self.ttl_min.0, ttl_max: self.ttl_max.0 }))
+        let hosts = given(&self.hosts);
+        Ok(Some(DnsConfig { question, servers, hosts, ttl_min: self.ttl_min.0, ttl_max: self.ttl_max.0 }))
     }
 
     fn kube_config(&self) -> Result<Option<KubeConfig>, SettingsError> {

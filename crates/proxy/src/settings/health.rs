@@ -1,7 +1,9 @@
 //! `[proxy.health]`: which backends are well.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use forebay::dial::Roots;
 use forebay::units::Span;
 use forebay_proxy_core::roster::{Active, CheckConfig, EjectionConfig, RosterConfig};
 use rustls::pki_types::ServerName;
@@ -16,8 +18,8 @@ use super::{SettingsError, wrong};
 pub struct HealthSettings {
     /// How backends are checked: `none`; `tcp`, a connection is made and closed; `tls`, hands are shaken and the connection
     /// is closed with a goodbye, so that a Kubernetes API server does not log an error for each; `http`, a `GET` of `path`
-    /// is answered with a status of `expect`; `https`, the same over TLS. Certificates are not looked at. `tcp` makes a
-    /// server that speaks TLS log an error for each check: take `tls` there. Default `tcp`.
+    /// is answered with a status of `expect`; `https`, the same over TLS. `tcp` makes a server that speaks TLS log an
+    /// error for each check: take `tls` there. Default `tcp`.
     pub check: CheckKind,
     /// What is asked for with `http` and `https`. Default `/`.
     pub path: String,
@@ -25,6 +27,14 @@ pub struct HealthSettings {
     /// address, and no name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// A PEM file with the only signers whose certificates `tls` and `https` believe. Without it those of this machine are
+    /// believed if there is a `name`; without both, every certificate is, for then it is only asked whether a server is
+    /// there. A backend that is named with `https://` is checked with its own `ca`, `name`, `cert` and `key` instead.
+    /// Default: none.
+    pub ca: PathBuf,
+    /// The name that a certificate must be valid for, sent as SNI. Default: that of `host`, or the backend's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The statuses that are good: one, or a range like `200-399`. Default `["200-399"]`.
     pub expect: Vec<String>,
     /// The mean time between two checks of one backend; jittered by 20 %. A failed client or check asks for another one
@@ -41,7 +51,8 @@ pub struct HealthSettings {
     /// What becomes of connections in use when their backend is taken off the list: `close` or `drain`, which lets them
     /// end by themselves. Default `close`.
     pub on_removed: OnRemoved,
-    /// Failures in a row, met by clients, that eject a backend for a while; 0 ejects nobody. Default 5.
+    /// Failures in a row, met by clients, that eject a backend for a while: it accepts no connection, resets one before it
+    /// has said a byte, or acknowledges nothing for `user_timeout`; 0 ejects nobody. Default 5.
     pub failures: u32,
     /// How long the first ejection lasts; the second in a row lasts twice as long, and so on. A good check ends it.
     /// Default `30s`.
@@ -102,6 +113,8 @@ impl Default for HealthSettings {
             check: CheckKind::default(),
             path: "/".to_owned(),
             host: None,
+            ca: PathBuf::new(),
+            name: None,
             expect: vec!["200-399".to_owned()],
             interval: Span(checks.interval),
             timeout: Span(checks.timeout),
@@ -125,6 +138,8 @@ pub(crate) struct HealthConfig {
     pub(crate) path: Box<str>,
     pub(crate) host: Option<Box<str>>,
     pub(crate) name: Option<ServerName<'static>>,
+    /// Who may have signed certificates; `None`: nobody needs to have.
+    pub(crate) roots: Option<Roots>,
     /// First and last of each range of good statuses.
     pub(crate) expect: Box<[(u16, u16)]>,
     pub(crate) timeout: Duration,
@@ -153,6 +168,7 @@ impl HealthSettings {
                 })?)
             }
         };
+        let (name, roots) = self.trust(name)?;
         if self.expect.is_empty() {
             return Err(wrong("health.expect", "empty", "at least one status"));
         }
@@ -195,10 +211,43 @@ impl HealthSettings {
             path: self.path.as_str().into(),
             host: self.host.as_deref().map(Into::into),
             name,
+            roots,
             expect: expect.collect::<Result<_, _>>()?,
             timeout: self.timeout.0,
             roster,
         })
+    }
+
+    /// Which name certificates must be valid for, and who may have signed them. `host` is the name of the requests.
+    fn trust(
+        &self,
+        host: Option<ServerName<'static>>,
+    ) -> Result<(Option<ServerName<'static>>, Option<Roots>), SettingsError> {
+        let has_ca = !self.ca.as_os_str().is_empty();
+        let key = if has_ca { "health.ca" } else { "health.name" };
+        if (has_ca || self.name.is_some()) && !matches!(self.check, CheckKind::Tls | CheckKind::Https) {
+            return Err(wrong(key, "set", "left out unless health.check is tls or https"));
+        }
+        let name = match &self.name {
+            None => host,
+            Some(name) => Some(
+                ServerName::try_from(name.clone())
+                    .map_err(|_| wrong("health.name", name, "a name of a server, like api.example"))?,
+            ),
+        };
+        let roots = match (has_ca, &self.name) {
+            (true, _) => Some(Roots::from_pem_file(&self.ca)),
+            (false, Some(_)) => Some(Roots::native()),
+            (false, None) => None,
+        };
+        let roots = roots.transpose().map_err(|error| {
+            let problem = match has_ca {
+                true => format!("{}: {error}; name a PEM file with certificates", self.ca.display()),
+                false => format!("{error}; install them (Debian: ca-certificates), or set health.ca"),
+            };
+            SettingsError { key: key.to_owned(), problem }
+        })?;
+        Ok((name, roots))
     }
 }
 

@@ -415,6 +415,10 @@ impl<T, M: Mode<T>, D: Clone> Hub<T, M, D> {
         self.count_sites();
     }
 
+    pub(super) fn renew_endpoint(&mut self, now: Instant, id: EndpointId) {
+        self.engine.renew_endpoint(now, id);
+    }
+
     pub(super) fn set_config(
         &mut self,
         now: Instant,

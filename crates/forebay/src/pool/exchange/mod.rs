@@ -332,6 +332,11 @@ impl<T, M: Mode<T>, D: Clone> Exchange<T, M, D> {
         self.with_news(now, |hub| hub.remove_endpoint(now, id, removal)).1
     }
 
+    /// Lets go of an endpoint's connections, and keeps the endpoint.
+    pub(crate) fn renew_endpoint(&self, now: Instant, id: EndpointId) -> Work<T, M, D> {
+        self.with_news(now, |hub| hub.renew_endpoint(now, id)).1
+    }
+
     /// Changes the policy of one endpoint.
     pub(crate) fn set_config(
         &self,
