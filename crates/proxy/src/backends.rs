@@ -86,12 +86,17 @@ impl Backends {
         }
     }
 
-    /// Notes that there was no connection to a backend for a client. A limit of this proxy, or a place in line that was
-    /// waited for in vain, is not the backend's fault; that it does not answer dials is, however many it has answered.
+    /// Notes that there was no connection to a backend for a client. What this machine lacks, a limit of this proxy, or a
+    /// place in line that was waited for in vain, is not the backend's fault; that it does not answer dials is, however
+    /// many it has answered.
     pub(crate) fn note_unreached(&self, id: BackendId, error: &AcquireError) {
-        let dials_hang =
-            matches!(error.failure(), Failure::Waited(TicketError::Timeout { connecting: 1.., .. }));
-        if let Some(cause) = error.cause().or(dials_hang.then_some(Cause::Timeout)) {
+        let dials_hang = match error.failure() {
+            Failure::Waited(TicketError::Timeout { connecting: 1.., last, .. }) => {
+                Some(last.unwrap_or(Cause::Timeout))
+            }
+            _ => None,
+        };
+        if let Some(cause) = error.cause().or(dials_hang) {
             self.note_failed(id, cause);
         }
     }

@@ -1,7 +1,6 @@
 //! One worker: a thread, a single-threaded runtime, listeners, a pool, and a task for each client.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -330,7 +329,7 @@ impl Shell {
         view.pick(hash_of(peer), tried)
     }
 
-    /// Notes a client's connection to a backend: it may have to be cut.
+    /// Notes a client's connection to a backend, or a request: it may have to be cut.
     pub(crate) fn enter(&self, backend: &Known) -> Session<'_> {
         self.sessions.enter(backend.id())
     }
@@ -385,43 +384,58 @@ impl Drop for Open {
     }
 }
 
-/// Clients' connections to backends, so that they can be cut.
+/// Clients' connections and requests at backends, so that they can be cut. Places are used again: to enter costs no memory.
 #[derive(Default)]
-struct Sessions {
-    all: RefCell<HashMap<u64, (BackendId, Rc<Cut>)>>,
-    next: Cell<u64>,
+struct Sessions(RefCell<Slots>);
+
+#[derive(Default)]
+struct Slots {
+    all: Vec<Slot>,
+    /// Those that nobody is in.
+    free: Vec<usize>,
 }
 
-/// Whether a connection is to be cut, and who is to be told.
-#[derive(Default)]
-struct Cut {
-    cut: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+struct Slot {
+    /// `None` while nobody is in it.
+    backend: Option<BackendId>,
+    cut: bool,
+    waker: Option<Waker>,
 }
 
-/// One client's connection to a backend, until it is dropped.
+/// One client's connection to a backend, or one request, until it is dropped.
 pub(crate) struct Session<'a> {
     sessions: &'a Sessions,
-    number: u64,
-    cut: Rc<Cut>,
+    at: usize,
 }
 
 impl Sessions {
     fn enter(&self, backend: BackendId) -> Session<'_> {
-        let (number, cut) = (self.next.get(), Rc::new(Cut::default()));
-        self.next.set(number + 1);
-        self.all.borrow_mut().insert(number, (backend, Rc::clone(&cut)));
-        Session { sessions: self, number, cut }
+        let slots = &mut *self.0.borrow_mut();
+        let slot = Slot { backend: Some(backend), cut: false, waker: None };
+        let at = match slots.free.pop() {
+            Some(at) => {
+                slots.all[at] = slot;
+                at
+            }
+            None => {
+                slots.all.push(slot);
+                slots.all.len() - 1
+            }
+        };
+        Session { sessions: self, at }
     }
 
     /// Cuts all connections to a backend. Returns how many.
     fn cut(&self, backend: BackendId) -> u64 {
+        let mut wakers = Vec::new();
         let mut n = 0;
-        for (_, cut) in self.all.borrow().values().filter(|(at, cut)| *at == backend && !cut.cut.get()) {
-            cut.cut.set(true);
-            n += 1;
-            cut.waker.take().into_iter().for_each(Waker::wake);
+        for slot in &mut self.0.borrow_mut().all {
+            if slot.backend == Some(backend) && !std::mem::replace(&mut slot.cut, true) {
+                n += 1;
+                wakers.extend(slot.waker.take());
+            }
         }
+        wakers.into_iter().for_each(Waker::wake);
         n
     }
 }
@@ -429,20 +443,19 @@ impl Sessions {
 impl Session<'_> {
     /// Whether it is to be cut; if not, the task is woken when it is.
     pub(crate) fn is_cut(&self, cx: &Context<'_>) -> bool {
-        if self.cut.cut.get() {
-            return true;
+        let slot = &mut self.sessions.0.borrow_mut().all[self.at];
+        if !slot.cut && !slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            slot.waker = Some(cx.waker().clone());
         }
-        let mut waker = self.cut.waker.borrow_mut();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
-        false
+        slot.cut
     }
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        self.sessions.all.borrow_mut().remove(&self.number);
+        let mut slots = self.sessions.0.borrow_mut();
+        slots.all[self.at] = Slot { backend: None, cut: false, waker: None };
+        slots.free.push(self.at);
     }
 }
 

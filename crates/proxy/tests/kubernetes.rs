@@ -7,14 +7,15 @@
 mod api_server;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use api_server::{ApiServer, Cluster, has, list};
-use forebay_proxy::{DiscoverySettings, ProxyConfig, Server, Settings, Source, start};
+use api_server::{ApiServer, Cluster, TOKEN, has, list};
+use forebay_proxy::{CheckKind, DiscoverySettings, Mode, ProxyConfig, Server, Settings, Source, start};
 use serde_json::json;
 
 /// How long a test waits for what must come.
@@ -218,7 +219,6 @@ fn a_server_that_another_authority_vouches_for_is_not_believed() {
 }
 
 fn kubectl(kubeconfig: &Path, args: &[&str], input: &str) -> String {
-    use std::io::Write;
     let home = tempfile::tempdir().unwrap();
     let mut child = Command::new("kubectl")
         .arg("--kubeconfig")
@@ -287,4 +287,146 @@ fn the_service_of_the_settings_is_asked_for_as_often_as_they_say() {
     let _proxy = run(&other);
     until("another service", || server.count("/namespaces/apps/endpointslices") > 0);
     assert!(server.asked().iter().any(|line| line.contains("service-name") && line.contains("web")));
+}
+
+/// A proxy of requests that ends TLS and begins it anew, with the cluster's own authority on both sides.
+fn terminating(cluster: &Cluster, servers: &[&ApiServer], listen: &str) -> Server {
+    let (certificate, key) = cluster.certificate("proxy", &["127.0.0.1"]);
+    let ca = cluster.ca();
+    let backends = servers.iter().map(|server| format!("https://{}?ca={}", server.address, ca.display()));
+    let mut settings = Settings {
+        mode: Mode::Http,
+        listen: vec![listen.to_owned()],
+        backends: backends.collect(),
+        workers: 1,
+        ..Settings::default()
+    };
+    settings.tls.certificate = certificate;
+    settings.tls.key = key;
+    settings.health.check = CheckKind::Https;
+    settings.health.path = "/readyz".to_owned();
+    run(&settings)
+}
+
+#[test]
+fn kubectl_gets_watches_and_execs_through_requests_of_http() {
+    if !has("kubectl") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let servers = [ApiServer::start(&cluster), ApiServer::start(&cluster)];
+    let [a, b] = &servers;
+    cluster.set(&all(&[a]));
+    let proxy = terminating(&cluster, &[a, b], "https://127.0.0.1:0");
+    let url = format!("https://{}", proxy.local_addrs()[0].address);
+    let kubeconfig = cluster.kubeconfig("admin.conf", &url, false);
+    for _ in 0..3 {
+        assert_eq!(kubectl(&kubeconfig, &["get", "--raw", "/readyz"], ""), "ok");
+        let slices = kubectl(&kubeconfig, &["get", "endpointslices", "-o", "name"], "");
+        assert_eq!(slices.trim(), format!("endpointslice.discovery.k8s.io/kubernetes-{}", a.address.port()));
+    }
+    let text = "over a WebSocket, there and back\n".repeat(100);
+    assert_eq!(kubectl(&kubeconfig, &["exec", "-i", "cat", "--", "cat"], &text), text);
+    // A watch streams: news come while it goes on.
+    let home = tempfile::tempdir().unwrap();
+    let mut watch = Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(&kubeconfig)
+        .args(["get", "endpointslices", "--watch", "-o", "name"])
+        .env("HOME", home.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (sender, seen) = std::sync::mpsc::channel();
+    let output = BufReader::new(watch.stdout.take().unwrap());
+    thread::spawn(move || output.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+    until("the watch", || cluster.watches() == 1);
+    cluster.set(&all(&[a, b]));
+    let began = Instant::now();
+    let wanted = format!("kubernetes-{}", b.address.port());
+    until("its news", || seen.try_iter().any(|line| line.ends_with(&wanted)));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let _ = watch.kill();
+    let _ = watch.wait();
+    until("a watch whose client is gone ends", || cluster.watches() == 0);
+    // Both have served, and nobody but the client was who asked: the proxy has no credentials of its own.
+    let asked: Vec<_> = [a.asked(), b.asked()].concat();
+    assert!(asked.iter().all(|line| line.ends_with("as token") || line.contains("/readyz")), "{asked:?}");
+    assert!(a.count("endpointslices") > 0 && b.count("endpointslices") > 0, "{asked:?}");
+    let figures = proxy.handle().figures();
+    assert_eq!((figures.requests_failed, figures.failed_backend), (0, 0), "{figures:?}");
+}
+
+#[test]
+fn who_a_client_is_by_its_certificate_is_not_passed_on_by_who_ends_its_tls() {
+    if !has("kubectl") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let server = ApiServer::start(&cluster);
+    let proxy = terminating(&cluster, &[&server], "https://127.0.0.1:0");
+    let url = format!("https://{}", proxy.local_addrs()[0].address);
+    let kubeconfig = cluster.kubeconfig("admin.conf", &url, true);
+    let home = tempfile::tempdir().unwrap();
+    let output = Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(&kubeconfig)
+        .args(["get", "--raw", "/apis"])
+        .env("HOME", home.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    assert!(server.count("/apis as nobody") > 0, "{:?}", server.asked());
+}
+
+#[test]
+fn an_exec_of_older_clients_goes_through_requests_of_http() {
+    let cluster = Cluster::new();
+    let server = ApiServer::start(&cluster);
+    // kubectl before 1.31 asks for SPDY: POST, with an empty body that says so.
+    let proxy = terminating(&cluster, &[&server], "127.0.0.1:0");
+    let mut stream = TcpStream::connect(proxy.local_addrs()[0].address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let asked = format!(
+        "POST /api/v1/namespaces/default/pods/cat/exec?command=cat&stdin=true&stdout=true HTTP/1.1\r\nHost: a\r\n\
+         Authorization: Bearer {TOKEN}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n\
+         X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n"
+    );
+    stream.write_all(asked.as_bytes()).unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+    }
+    assert!(head.starts_with("HTTP/1.1 101 ") && head.to_lowercase().contains("upgrade: spdy/3.1"), "{head}");
+    for n in 0..10 {
+        let sent = format!("frame {n}").repeat(1000);
+        stream.write_all(sent.as_bytes()).unwrap();
+        let mut came = vec![0; sent.len()];
+        reader.read_exact(&mut came).unwrap();
+        assert!(came == sent.as_bytes(), "{n}");
+    }
+    drop((stream, reader));
+    until("it ends", || proxy.handle().figures().clients == 0);
+    if !has("kubectl") {
+        return;
+    }
+    // A new one that is told to be old. The pod ends it after its first frame.
+    let tls = terminating(&cluster, &[&server], "https://127.0.0.1:0");
+    let url = format!("https://{}", tls.local_addrs()[0].address);
+    let kubeconfig = cluster.kubeconfig("admin.conf", &url, false);
+    let home = tempfile::tempdir().unwrap();
+    let _ = Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(&kubeconfig)
+        .args(["exec", "-i", "cat", "--", "cat"])
+        .env("HOME", home.path())
+        .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(server.count("a frame of SPDY"), 1, "{:?}", server.asked());
 }

@@ -329,6 +329,7 @@ body_timeout = "31s"
 response_timeout = "61s"
 idle_timeout = "62s"
 backend_idle_timeout = "5s"
+backend_age_max = "2h"
 head_size_max = "16KiB"
 fields_max = 50
 streams_max = 50

@@ -42,7 +42,7 @@ pub(crate) enum End {
     Broken,
     /// Nothing moved in a tunnel for too long.
     Idle,
-    /// The proxy ended.
+    /// The proxy ended, or the backend was removed or failed its checks.
     Cut,
 }
 

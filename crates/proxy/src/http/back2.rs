@@ -6,7 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -72,6 +72,14 @@ pub(crate) struct Conn2 {
     in_flight: Arc<AtomicU32>,
     /// Dropped with the connection.
     _alive: oneshot::Sender<()>,
+}
+
+impl Conn2 {
+    /// Whether it has neither ended nor said goodbye, as far as is known.
+    pub(super) fn takes_requests(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        !matches!(self.requests.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
 }
 
 /// Dials backends that speak HTTP/2.

@@ -33,6 +33,7 @@ use forebay_proxy_core::http1::{
 use forebay_proxy_core::rules::{Switch, TunnelError, switches};
 
 use crate::access_log::Trail;
+use crate::worker::Session as Entered;
 
 /// Pieces in a row in one direction before other tasks of the worker get their turn.
 const PIECES_IN_A_ROW: u32 = 16;
@@ -142,6 +143,8 @@ pub(crate) enum Failed {
     Tunnel(TunnelError),
     /// The backend has not answered in time, or takes nothing.
     BackTimeout,
+    /// The backend was removed, or fails its checks, and what is in progress there is to end.
+    Cut,
     /// The client's side broke.
     Front(Broken),
     /// The client has left.
@@ -224,7 +227,8 @@ impl Alarm {
     }
 }
 
-/// Runs one exchange between two sides, whose request has been begun. Both directions run at once.
+/// Runs one exchange between two sides, whose request has been begun. Both directions run at once. `entered` says when it
+/// is to be cut.
 ///
 /// # Cancel safety
 ///
@@ -236,6 +240,7 @@ pub(crate) async fn attempt<F: Front, B: Back>(
     patience: &Patience,
     alarm: &mut Alarm,
     trail: &mut Trail<'_>,
+    entered: &Entered<'_>,
 ) -> Result<Finished, Failure> {
     let mut attempt = Attempt {
         up: Up::Body,
@@ -256,6 +261,9 @@ pub(crate) async fn attempt<F: Front, B: Back>(
             Ok(Poll::Ready(())) => return Poll::Ready(Ok(())),
             Ok(Poll::Pending) => {}
             Err(failed) => return Poll::Ready(Err(failed)),
+        }
+        if entered.is_cut(cx) {
+            return Poll::Ready(Err(Failed::Cut));
         }
         if attempt.moved {
             moved_at = sys::coarse_now();
@@ -368,7 +376,8 @@ impl Attempt<'_, '_> {
                     // What has come goes out before more is waited for.
                     match back.poll_flush(cx) {
                         Poll::Ready(Err(broken)) => self.give_up_sending(broken),
-                        Poll::Ready(Ok(())) => self.front_is_slow = true,
+                        // Once it is being answered, it may say more whenever it likes: watches of gRPC do.
+                        Poll::Ready(Ok(())) => self.front_is_slow = self.down == Down::Head,
                         Poll::Pending => {}
                     }
                     return Ok(());

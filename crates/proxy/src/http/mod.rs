@@ -75,6 +75,8 @@ pub(crate) struct Http {
     fresh: Pool<HttpConnector>,
     /// Connections that carry many requests at once, by HTTP/2.
     pool2: Pool<Http2Connector, Shared>,
+    /// Connections by HTTP/2 that are one client's alone.
+    fresh2: Pool<Http2Connector, Shared>,
     /// Which backends have chosen HTTP/1.1 when they were asked.
     spoken: Arc<Spoken>,
     /// What clients of `https://` listeners are answered.
@@ -180,16 +182,19 @@ impl Http {
                 .map_err(io::Error::other)
         };
         let http = config.http.clone();
-        let connector2 = Http2Connector::new(&http, Arc::clone(&dialler), Arc::clone(&spoken));
-        let pool2 = Pool::shared(connector2)
-            .name(&*config.name)
-            .config(Config { capacity: http.backend_streams_max, ..config.pool })
-            .budget(Arc::clone(&machine))
-            .limits(Arc::clone(&limits))
-            .shards(1)
-            .seed(seed.rotate_left(16))
-            .build()
-            .map_err(io::Error::other)?;
+        let pool2 = |policy: Config, seed| {
+            Pool::shared(Http2Connector::new(&config.http, Arc::clone(&dialler), Arc::clone(&spoken)))
+                .name(&*config.name)
+                .config(policy)
+                .budget(Arc::clone(&machine))
+                .limits(Arc::clone(&limits))
+                .shards(1)
+                .seed(seed)
+                .build()
+                .map_err(io::Error::other)
+        };
+        let shared2 = Config { capacity: http.backend_streams_max, ..config.pool };
+        let fresh2 = Config { capacity: 1, uses_max: Some(1), ..config.pool };
         Ok(Self {
             patience: Patience {
                 response: http.response_timeout,
@@ -198,7 +203,8 @@ impl Http {
             },
             pool: pool(config, config.pool, seed)?,
             fresh: pool(config, Config { uses_max: Some(1), ..config.pool }, seed.rotate_left(32))?,
-            pool2,
+            pool2: pool2(shared2, seed.rotate_left(16))?,
+            fresh2: pool2(fresh2, seed.rotate_left(48))?,
             spoken,
             tls: config.tls.as_ref().map(|tls| Arc::clone(&tls.config)),
             desks: RefCell::default(),
@@ -213,6 +219,7 @@ impl Http {
         self.pool.add_endpoint(backend.clone());
         self.fresh.add_endpoint(backend.clone());
         self.pool2.add_endpoint(backend.clone());
+        self.fresh2.add_endpoint(backend.clone());
     }
 
     /// Closes connections to a backend that nobody uses, and lets those in use end. The backend stays.
@@ -227,15 +234,18 @@ impl Http {
         self.pool.remove_endpoint(backend, Removal::Drain);
         self.fresh.remove_endpoint(backend, Removal::Drain);
         self.pool2.remove_endpoint(backend, Removal::Drain);
+        self.fresh2.remove_endpoint(backend, Removal::Drain);
     }
 
     /// Returns what tells the figures of the connections.
     pub(crate) fn figured(&self) -> Figured {
-        let (pool, fresh, pool2) = (self.pool.clone(), self.fresh.clone(), self.pool2.clone());
+        let (pool, fresh) = (self.pool.clone(), self.fresh.clone());
+        let (pool2, fresh2) = (self.pool2.clone(), self.fresh2.clone());
         Arc::new(move || {
             let mut all = pool.snapshot().endpoints;
             all.extend(fresh.snapshot().endpoints);
             all.extend(pool2.snapshot().endpoints);
+            all.extend(fresh2.snapshot().endpoints);
             all
         })
     }
@@ -318,9 +328,22 @@ impl Http {
                 continue;
             }
             self.give_desk(busy);
-            let busy_for = self.config.idle_timeout.min(BUSY);
+            // With a connection of its own at a backend a client is not at rest: that may have to be left.
+            let busy_for = match session.is_private() {
+                true => self.config.idle_timeout,
+                false => self.config.idle_timeout.min(BUSY),
+            };
+            let mut entered = session.enter(shell);
             let (until, mut drains) = (sys::coarse_now() + busy_for, pin!(shell.drains()));
-            match poll_fn(|cx| guest.poll(cx, shell, drains.as_mut(), until, self.step())).await {
+            let waited = poll_fn(|cx| {
+                if entered.as_ref().is_some_and(|entered| entered.is_cut(cx)) {
+                    entered = None;
+                    session.leave();
+                }
+                guest.poll(cx, shell, drains.as_mut(), until, self.step())
+            })
+            .await;
+            match waited {
                 Waited::Asked => {}
                 Waited::Gone => return Next::Goes,
                 Waited::Silent if busy_for < self.config.idle_timeout => {
@@ -416,8 +439,9 @@ impl Http {
                 shell.figures.tunnels.add(1);
                 let reading = &desk.front.reading;
                 let early = (reading.bytes.get(reading.at..).unwrap_or_default(), &tunnel.early[..]);
+                let (visit, entered) = (tunnel.backend.enter(), shell.enter(&tunnel.backend));
                 let (backend, idle) = (&tunnel.lease.stream, self.patience.idle);
-                match tunnel::run(shell, stream, backend, early, alarm, idle, &mut trail).await {
+                match tunnel::run(shell, stream, backend, early, alarm, (idle, &entered), &mut trail).await {
                     Ok(true) => trail.end(End::Whole),
                     Ok(false) => {
                         trail.end(End::Idle);
@@ -429,6 +453,7 @@ impl Http {
                         refuse(tunnel.lease.stream.socket());
                     }
                 }
+                drop((visit, entered));
                 tunnel.lease.complete_last();
                 false
             }

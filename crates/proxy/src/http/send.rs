@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use forebay::{AcquireError, Cause, Exclusive, Lease, Shared, sys};
 use forebay_proxy_core::http1::{Announce, Body, Client, Method, RequestOut, request_body};
-use forebay_proxy_core::roster::Tried;
+use forebay_proxy_core::roster::{Standing, Tried};
 use forebay_proxy_core::rules::{self, Replay, Reuse, Switch, is_private, wants_upgrade};
 
 use super::Http;
@@ -20,10 +20,9 @@ use super::exchange::{Alarm, Back, Broken, Failed, Failure, Front, attempt};
 use crate::access_log::{End, Trail};
 use crate::backends::Known;
 use crate::settings::{BackendAddress, Protocol};
-use crate::worker::Shell;
+use crate::worker::{Session as Entered, Shell};
 
 /// A client while it asks for something. Each stream of an HTTP/2 connection has one of its own.
-#[derive(Debug)]
 pub(super) struct Session {
     client: Client,
     /// Where it comes from.
@@ -32,12 +31,11 @@ pub(super) struct Session {
 }
 
 /// What is known of a client from the requests before.
-#[derive(Debug)]
 pub(super) struct History {
     /// Whether no request of it has been sent yet.
     is_first: bool,
     /// A connection that belongs to this client alone.
-    private: Option<Box<(Known, Held)>>,
+    private: Option<Box<(Known, Hold)>>,
 }
 
 impl Default for History {
@@ -60,6 +58,32 @@ impl Session {
     /// Returns the client's address as it is told.
     pub(super) fn client(&self) -> &str {
         self.client.address()
+    }
+
+    /// Whether it has a connection of its own.
+    pub(super) const fn is_private(&self) -> bool {
+        self.history.private.is_some()
+    }
+
+    /// Returns what tells when the client's own connection is to be left while it is idle.
+    pub(super) fn enter<'a>(&self, shell: &'a Shell) -> Option<Entered<'a>> {
+        self.history.private.as_ref().map(|held| shell.enter(&held.0))
+    }
+
+    /// Leaves the client's own connection.
+    pub(super) fn leave(&mut self) {
+        if let Some((_, hold)) = self.history.private.take().map(|held| *held) {
+            hold.discard(Cause::Cancelled);
+        }
+    }
+
+    /// Keeps a connection that is the client's own, if its backend is not to be left.
+    fn keep(&mut self, backend: Known, hold: Hold) {
+        if is_left(&backend) {
+            hold.complete_last();
+        } else {
+            self.history.private = Some(Box::new((backend, hold)));
+        }
     }
 
     /// Ends it: what is to be known when the client asks again.
@@ -92,6 +116,7 @@ pub(super) enum Sent {
 
 /// The backend's end of a tunnel.
 pub(super) struct Tunnel {
+    pub(super) backend: Known,
     pub(super) lease: Held,
     /// What came after the response's head.
     pub(super) early: Vec<u8>,
@@ -117,6 +142,35 @@ struct Link {
 enum Hold {
     One(Held),
     Two(Held2),
+}
+
+impl Hold {
+    /// Whether another request may go on it, as far as one can know.
+    fn is_quiet(&self) -> bool {
+        match self {
+            Self::One(lease) => lease.stream.is_quiet(),
+            Self::Two(lease) => lease.takes_requests(),
+        }
+    }
+
+    fn discard(self, cause: Cause) {
+        match self {
+            Self::One(lease) => lease.discard(cause),
+            Self::Two(lease) => lease.discard(cause),
+        }
+    }
+
+    fn complete_last(self) {
+        match self {
+            Self::One(lease) => lease.complete_last(),
+            Self::Two(lease) => lease.complete_last(),
+        }
+    }
+}
+
+/// Whether nothing more is to be sent on connections to this backend.
+fn is_left(backend: &Known) -> bool {
+    matches!(backend.standing(), Standing::Removed | Standing::Unhealthy)
 }
 
 /// What kind of connection a request wants.
@@ -173,7 +227,7 @@ impl Http {
             session.history.is_first = false;
             trail.link(link.backend.key().address, link.is_reused);
             let known = Arc::clone(&link.backend);
-            let (_visit, began) = (known.enter(), sys::coarse_now());
+            let (_visit, entered, began) = (known.enter(), shell.enter(&known), sys::coarse_now());
             let host = if needs_host { link.backend.key().to_string() } else { String::new() };
             let how = RequestOut {
                 policy: &self.config.forwarded,
@@ -198,7 +252,9 @@ impl Http {
                 Hold::Two(lease) => {
                     let back = Back2::new(&lease, &mut desk.two, backend.key(), front.request(), &how);
                     let ended = match back {
-                        Ok(mut back) => attempt(front, &mut back, None, &self.patience, alarm, trail).await,
+                        Ok(mut back) => {
+                            attempt(front, &mut back, None, &self.patience, alarm, trail, &entered).await
+                        }
                         Err(broken) => Err(Failure::unsent(broken)),
                     };
                     let failure = match ended {
@@ -206,7 +262,10 @@ impl Http {
                             let now = sys::coarse_now();
                             known.note_good();
                             known.note_latency(now, now.saturating_duration_since(began));
-                            lease.complete();
+                            match was_private {
+                                true => session.keep(backend, Hold::Two(lease)),
+                                false => lease.complete(),
+                            }
                             return Sent::Answered;
                         }
                         Err(failure) => failure,
@@ -234,12 +293,12 @@ impl Http {
                 }
             };
             let mut back = Back1::new(&lease.stream, desk, &self.config.limits, front.request(), &how);
-            let failure = match attempt(front, &mut back, asked.as_deref(), &self.patience, alarm, trail)
-                .await
-            {
+            let ended =
+                attempt(front, &mut back, asked.as_deref(), &self.patience, alarm, trail, &entered).await;
+            let failure = match ended {
                 Ok(finished) if finished.switch != Switch::Stays => {
                     let early = back.early().to_vec();
-                    return Sent::Tunnel(Box::new(Tunnel { lease, early }));
+                    return Sent::Tunnel(Box::new(Tunnel { backend, lease, early }));
                 }
                 Ok(finished) => {
                     let now = sys::coarse_now();
@@ -250,7 +309,7 @@ impl Http {
                     let is_private = was_private || is_private(head, bytes);
                     lease.uses += 1;
                     match verdict {
-                        Ok(()) if is_private => session.history.private = Some(Box::new((backend, lease))),
+                        Ok(()) if is_private => session.keep(backend, Hold::One(lease)),
                         Ok(()) => lease.complete(),
                         Err(spoilt) => {
                             tracing::trace!(backend = %backend.key(), why = spoilt.as_str(), "not kept");
@@ -284,8 +343,10 @@ impl Http {
         again: &mut Option<Known>,
         tried: &mut Tried,
     ) -> bool {
+        // What the backend says that it has not looked at may be sent again by anybody's rules (RFC 9113 §8.7).
+        let is_unread = matches!(failure.failed, Failed::Back(Broken::Refused));
         let may = matches!(replay, Some(Replay::Fresh | Replay::Next))
-            && self.config.retries
+            && (self.config.retries || is_unread)
             && !failure.begun
             && self.may_replay();
         if may {
@@ -313,12 +374,12 @@ impl Http {
         wish: Wish,
         trail: &mut Trail<'_>,
     ) -> Result<Link, Refused> {
-        if let Some((backend, lease)) = session.history.private.take().map(|held| *held) {
-            if lease.stream.is_quiet() {
-                return Ok(Link { backend, hold: Hold::One(lease), is_private: true, is_reused: true });
+        if let Some((backend, hold)) = session.history.private.take().map(|held| *held) {
+            if hold.is_quiet() && !is_left(&backend) {
+                return Ok(Link { backend, hold, is_private: true, is_reused: true });
             }
-            // It has ended, or has said what nobody asked for: the client begins anew.
-            lease.discard(Cause::Reset);
+            // It has ended, has said what nobody asked for, or its backend is to be left: the client begins anew.
+            hold.discard(Cause::Reset);
         }
         let settings = &shell.config.connections;
         let mut deadline = None;
@@ -377,16 +438,17 @@ impl Http {
     ) -> Result<(Hold, bool), AcquireError> {
         let reuse = self.config.reuse;
         // A connection that carries many clients at once is reused in every sense.
-        let shares = reuse != Reuse::Never && !wish.is_tunnel;
-        if (shares || backend.protocol == Protocol::Http2) && self.spoken.may_be_http2(backend) {
-            match self.pool2.acquire_at_until(backend, until).await {
-                Ok(lease) => return Ok((Hold::Two(lease), false)),
+        let is_private = reuse == Reuse::Never;
+        if (!wish.is_tunnel || backend.protocol == Protocol::Http2) && self.spoken.may_be_http2(backend) {
+            let pool = if is_private { &self.fresh2 } else { &self.pool2 };
+            match pool.acquire_at_until(backend, until).await {
+                Ok(lease) => return Ok((Hold::Two(lease), is_private)),
                 // It has just chosen HTTP/1.1.
                 Err(_) if !self.spoken.may_be_http2(backend) => {}
                 Err(error) => return Err(error),
             }
         }
-        if must_be_new || reuse == Reuse::Never {
+        if must_be_new || is_private {
             return Ok((Hold::One(self.fresh.acquire_at_until(backend, until).await?), true));
         }
         let lease = self.pool.acquire_at_until(backend, until).await?;
@@ -414,6 +476,7 @@ impl Http {
             Failed::Front(_) => End::Refused,
             Failed::FrontTimeout => End::ClientLate,
             Failed::Back(_) | Failed::Tunnel(_) => End::BackendFailed,
+            Failed::Cut => End::Cut,
             Failed::BackTimeout => End::BackendLate,
         });
         let (status, what) = match &failure.failed {
@@ -425,6 +488,10 @@ impl Http {
             Failed::FrontTimeout => (408, "the request's body did not come in time".to_owned()),
             Failed::Back(broken) => (502, format!("backend {backend}: {broken}; look at the backend")),
             Failed::Tunnel(error) => (502, format!("backend {backend}: {error}; look at the backend")),
+            Failed::Cut => (
+                502,
+                format!("backend {backend}: it was removed or fails its checks; what it did is not known"),
+            ),
             Failed::BackTimeout => {
                 (504, format!("backend {backend}: no answer in time; look at the backend"))
             }
@@ -460,16 +527,21 @@ fn replay(failure: &Failure, method: Method, on_reused: bool) -> Option<Replay> 
             rules::Failure::Malformed
         }
         Failed::BackTimeout => rules::Failure::TimedOut,
+        Failed::Cut => rules::Failure::Closed,
         Failed::Front(_) | Failed::Left | Failed::FrontTimeout => return None,
     };
     let sent = rules::Sent {
         any: true,
         is_idempotent: method.is_idempotent(),
         is_kept: !failure.body_consumed,
-        on_reused,
+        on_reused: on_reused || matches!(failure.failed, Failed::Cut),
         answered: failure.answered,
     };
-    Some(sent.replay(kind))
+    match sent.replay(kind) {
+        // Not there again.
+        Replay::Fresh if matches!(failure.failed, Failed::Cut) => Some(Replay::Next),
+        replay => Some(replay),
+    }
 }
 
 /// With which code the client's stream is broken off: that of the backend's, if it has one that means the same there.
@@ -489,6 +561,6 @@ fn cause(failed: &Failed) -> Cause {
         Failed::Back(Broken::Io(_) | Broken::Refused | Broken::Reset(_)) => Cause::Reset,
         Failed::Back(Broken::Head(_) | Broken::Body(_)) | Failed::Tunnel(_) => Cause::Protocol,
         Failed::BackTimeout => Cause::Timeout,
-        Failed::Front(_) | Failed::Left | Failed::FrontTimeout => Cause::Cancelled,
+        Failed::Front(_) | Failed::Left | Failed::FrontTimeout | Failed::Cut => Cause::Cancelled,
     }
 }

@@ -11,7 +11,7 @@ use forebay::sys;
 use super::exchange::Alarm;
 use super::wire::{Reading, Writing};
 use crate::access_log::Trail;
-use crate::worker::Shell;
+use crate::worker::{Session as Entered, Shell};
 
 /// Reads in a row in one direction before other tasks of the worker get their turn.
 const READS_IN_A_ROW: u32 = 16;
@@ -35,7 +35,12 @@ enum FlowState {
     Over,
 }
 
-/// Passes on what comes, beginning with what has come already. Returns whether both sides have ended.
+/// Passes on what comes, beginning with what has come already, until nothing has moved for `idle`. `entered` says when it
+/// is to be cut. Returns whether both sides have ended.
+///
+/// # Errors
+///
+/// What either side says, and `ConnectionAborted` when it is cut because its backend is to be left.
 ///
 /// # Cancel safety
 ///
@@ -46,7 +51,7 @@ pub(super) async fn run(
     backend: &Stream,
     early: (&[u8], &[u8]),
     alarm: &mut Alarm,
-    idle: Duration,
+    (idle, entered): (Duration, &Entered<'_>),
     trail: &mut Trail<'_>,
 ) -> io::Result<bool> {
     let (mut up, mut down) = (Flow::default(), Flow::default());
@@ -64,6 +69,9 @@ pub(super) async fn run(
         trail.down(moved_down);
         if up.state == FlowState::Over && down.state == FlowState::Over {
             return Poll::Ready(Ok(true));
+        }
+        if entered.is_cut(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         if moved_up + moved_down > 0 {
             moved_at = sys::coarse_now();

@@ -64,7 +64,10 @@ impl ConnectionSettings {
             dials_max: 256,
             // A connection that has carried a client's byte is never given to another.
             uses_max: (opaque || settings.pool == PoolMode::Off).then_some(1),
-            age_max: opaque.then_some(settings.spares.age_max.0),
+            age_max: Some(match opaque {
+                true => settings.spares.age_max.0,
+                false => settings.http.backend_age_max.0,
+            }),
             // Spares that are wanted no more; connections that wait for a request.
             idle_timeout: Some(match opaque {
                 true => settings.spares.linger.0,
@@ -78,8 +81,10 @@ impl ConnectionSettings {
         config.validate().map_err(|error| {
             let key = match error.field {
                 "dial_timeout" => "connections.connect_timeout".to_owned(),
-                "age_max" => "spares.age_max".to_owned(),
-                "idle_timeout" => "spares.linger".to_owned(),
+                "age_max" if opaque => "spares.age_max".to_owned(),
+                "age_max" => "http.backend_age_max".to_owned(),
+                "idle_timeout" if opaque => "spares.linger".to_owned(),
+                "idle_timeout" => "http.backend_idle_timeout".to_owned(),
                 field => format!("connections.{field}"),
             };
             wrong(&key, error.value, error.allowed)

@@ -18,12 +18,13 @@ pub struct HttpSettings {
     /// `aggressive`: the first one, too, if the connection has been reused before; `always`: every one. Default `safe`.
     pub reuse: ReuseName,
     /// Whether a request that may be asked twice is sent again when the used connection it went on turns out to be dead,
-    /// within a budget of one in five requests and three a second. Default true.
+    /// within a budget of one in five requests and three a second. What a backend of HTTP/2 says that it has not looked at
+    /// is sent again all the same, within that budget. Default true.
     pub retries: bool,
     /// How long a client may take for the head of a request, from its first byte; then it gets 408. Default `10s`.
     pub head_timeout: Span,
-    /// How long a body may stand still on the client's side, either way: of a request, then the client gets 408; of a
-    /// response that it does not take, then it is closed. Default `30s`.
+    /// How long a body may stand still on the client's side, either way: of a request that is not answered yet, then the
+    /// client gets 408; of a response that it does not take, then it is closed. Default `30s`.
     pub body_timeout: Span,
     /// How long a backend may take to answer, after the whole request was sent; then the client gets 504. Default `1m`.
     pub response_timeout: Span,
@@ -32,6 +33,9 @@ pub struct HttpSettings {
     /// How long a connection to a backend is kept for the next request; less than backends keep theirs, of which most
     /// close after 60 s or more, some after 5 s. Default `4s`.
     pub backend_idle_timeout: Span,
+    /// How old a connection to a backend gets before another takes its place, with jitter; what is in progress on it is
+    /// finished. So backends that came later get their share of long-lived connections. Default `1h`.
+    pub backend_age_max: Span,
     /// The longest head, in bytes. Beyond it a client gets 431, a backend's client 502. Default `32KiB`.
     pub head_size_max: Size,
     /// The most fields of a head. Default 100.
@@ -86,6 +90,7 @@ impl Default for HttpSettings {
             response_timeout: Span(Duration::from_secs(60)),
             idle_timeout: Span(Duration::from_secs(60)),
             backend_idle_timeout: Span(Duration::from_secs(4)),
+            backend_age_max: Span(Duration::from_secs(3600)),
             head_size_max: Size { bytes: 32 << 10 },
             fields_max: 100,
             streams_max: 100,
@@ -126,6 +131,7 @@ impl HttpSettings {
             ("http.response_timeout", self.response_timeout),
             ("http.idle_timeout", self.idle_timeout),
             ("http.backend_idle_timeout", self.backend_idle_timeout),
+            ("http.backend_age_max", self.backend_age_max),
             ("http.ping_interval", self.ping_interval),
         ] {
             if value.0 < Duration::from_millis(10) {

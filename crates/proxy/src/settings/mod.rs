@@ -209,6 +209,13 @@ impl ProxyConfig {
             return Err(SettingsError { key: "workers".to_owned(), problem });
         }
         let workers = if settings.workers == 0 { cores.clamp(1, WORKERS_MAX) } else { settings.workers };
+        let connections_max = settings.connections.connections_max;
+        if settings.mode == Mode::Http && (connections_max as usize) < workers {
+            let allowed = format!(
+                "at least workers, {workers}, since each keeps connections of its own: raise it, or set workers"
+            );
+            return Err(wrong("connections.connections_max", connections_max, &allowed));
+        }
         let name = settings.name.clone().unwrap_or_else(|| listen[0].to_string());
         if name.is_empty() || name.chars().any(char::is_control) {
             let problem = format!("`{name}` is no name: one line, not empty");

@@ -23,6 +23,12 @@ fn backends_are_all_it_takes() {
 #[test]
 fn a_value_that_cannot_be_names_its_key_and_the_remedy() {
     for (text, key, word) in [
+        (
+            "mode = 'http'\nworkers = 4\nconnections = { connections_max = 3 }",
+            "connections.connections_max",
+            "at least workers, 4",
+        ),
+        ("mode = 'http'\nhttp = { backend_age_max = '1ms' }", "http.backend_age_max", "at least"),
         ("backends = []", "backends", "none named"),
         ("backends = ['x']", "backends", "address with a port"),
         ("backends = ['ftp://192.0.2.1:1']", "backends", "unknown scheme"),

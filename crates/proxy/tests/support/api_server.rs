@@ -292,6 +292,7 @@ type Tls = StreamOwned<ServerConnection, TcpStream>;
 
 struct Session<'a> {
     cluster: &'a Cluster,
+    asked: &'a Mutex<Vec<String>>,
     ready: &'a AtomicBool,
     stop: &'a AtomicBool,
     stream: Tls,
@@ -309,7 +310,8 @@ impl Session<'_> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_millis(50)))?;
         let connection = ServerConnection::new(Arc::clone(&cluster.tls)).unwrap();
-        let mut session = Session { cluster, ready, stop, stream: StreamOwned::new(connection, stream) };
+        let mut session =
+            Session { cluster, asked, ready, stop, stream: StreamOwned::new(connection, stream) };
         let mut buffer = Vec::new();
         while let Some(head) = session.head(&mut buffer)? {
             let mut lines = head.lines();
@@ -504,8 +506,11 @@ impl Session<'_> {
     /// Runs `cat`, over a WebSocket with the channels of Kubernetes (v5.channel.k8s.io): 0 in, 1 out, 3 how it ended,
     /// 255 which one has ended.
     fn exec(&mut self, headers: &BTreeMap<String, String>) -> std::io::Result<()> {
+        if headers.get("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("SPDY/3.1")) {
+            return self.exec_of_old();
+        }
         let Some(key) = headers.get("sec-websocket-key") else {
-            return self.status(400, "a WebSocket is wanted");
+            return self.status(400, "a WebSocket or SPDY/3.1 is wanted");
         };
         let accept = accept(key);
         let head = format!(
@@ -539,6 +544,24 @@ impl Session<'_> {
             let Some(bytes) = self.read()? else { return Ok(()) };
             buffer.extend_from_slice(&bytes);
         }
+    }
+
+    /// Switches to SPDY/3.1, as API servers did for clients of old, and sends back what comes. It speaks none: a frame of
+    /// it is noted, and ends the connection.
+    fn exec_of_old(&mut self) -> std::io::Result<()> {
+        let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+                    X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n";
+        self.stream.write_all(head.as_bytes())?;
+        self.stream.flush()?;
+        while let Some(bytes) = self.read()? {
+            if bytes.starts_with(&[0x80, 3]) {
+                self.asked.lock().unwrap().push("a frame of SPDY".to_owned());
+                return Ok(());
+            }
+            self.stream.write_all(&bytes)?;
+            self.stream.flush()?;
+        }
+        Ok(())
     }
 
     fn send(&mut self, opcode: u8, payload: &[u8]) -> std::io::Result<()> {

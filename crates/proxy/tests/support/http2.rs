@@ -120,7 +120,7 @@ impl Backend2 {
                     });
                     match connection.alpn_protocol() {
                         Some(b"h2") => serve2(stream, script, all, who).await,
-                        _ => serve1(stream, all).await,
+                        _ => serve1(stream, all, &who).await,
                     }
                 });
             }
@@ -269,7 +269,7 @@ async fn answer2(
 }
 
 /// Answers by HTTP/1.1: each request by its version, upgrades by sending back what comes.
-async fn serve1<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, seen: Arc<Seen>) {
+async fn serve1<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, seen: Arc<Seen>, who: &str) {
     let number = seen.connections.fetch_add(1, Ordering::SeqCst) + 1;
     loop {
         let mut head = Vec::new();
@@ -288,7 +288,8 @@ async fn serve1<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, seen: Arc<Seen
             return;
         }
         let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nseen-version: 1\r\nbackend-connection: {number}\r\n\r\nok"
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nseen-version: 1\r\nseen-certificate: {who}\r\n\
+             backend-connection: {number}\r\n\r\nok"
         );
         if stream.write_all(answer.as_bytes()).await.is_err() {
             return;
@@ -445,6 +446,8 @@ impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Else what it signs looks as if it had signed itself.
+        params.distinguished_name.push(rcgen::DnType::CommonName, "authority of a test");
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         Self { issuer, folder: tempfile::tempdir().unwrap() }
     }
