@@ -47,6 +47,9 @@ const WINDOWS: u32 = 8;
 /// Bytes that wait to be written to one stream.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
 
+/// How much is read of a client after our end, so that it hears our last words.
+const LATE_BYTES_MAX: usize = 1 << 20;
+
 /// How long a client that was told goodbye is given to close.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -80,7 +83,7 @@ impl Http {
             .max_concurrent_reset_streams(RESETS_UNSEEN_MAX)
             .max_local_error_reset_streams(Some(STREAM_ERRORS_MAX))
             .max_send_buffer_size(SEND_BUFFER_BYTES)
-            .handshake(Early { early, at: 0, stream: PolledStream::new(stream) });
+            .handshake(Early { early, at: 0, late: 0, stream: PolledStream::new(stream) });
         let Ok(Ok(mut http)) = tokio::time::timeout(config.head_timeout, handshake).await else { return };
         let mut streams = FuturesUnordered::new();
         let (mut is_first, mut leaving) = (true, false);
@@ -439,6 +442,8 @@ impl Front for Front2<'_> {
 struct Early {
     early: Vec<u8>,
     at: usize,
+    /// What came after we had ended.
+    late: usize,
     stream: PolledStream,
 }
 
@@ -448,7 +453,7 @@ impl AsyncRead for Early {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { early, at, stream } = &mut *self;
+        let Self { early, at, stream, .. } = &mut *self;
         let rest = &early[*at..];
         if rest.is_empty() {
             return Pin::new(stream).poll_read(cx, out);
@@ -485,17 +490,18 @@ impl AsyncWrite for Early {
     }
 
     /// Ends our side, and waits until the client has ended its own: closing on what it still says would be a reset, which
-    /// takes our last words back.
+    /// takes our last words back. Not for one that goes on and on.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-        loop {
-            let mut scratch = [0; 1024];
+        while self.late <= LATE_BYTES_MAX {
+            let mut scratch = [0; 4096];
             let mut buffer = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) if !buffer.filled().is_empty() => self.late += buffer.filled().len(),
                 // However it ended: there is nobody left to wait for.
-                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
+                Ok(()) | Err(_) => break,
             }
         }
+        Poll::Ready(Ok(()))
     }
 }
