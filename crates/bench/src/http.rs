@@ -14,6 +14,7 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 
+mod claims;
 mod h1;
 mod h2;
 mod io;
@@ -28,6 +29,7 @@ use forebay::Config;
 use forebay::dial::{ClientConfigs, Roots};
 use serde::Serialize;
 
+pub use self::claims::{HttpClaimsReport, claims};
 pub use self::url::{Url, UrlError};
 use crate::load::{BenchError, Figures, Pace, Tally, drive, make_room, on_threads};
 use io::Target;

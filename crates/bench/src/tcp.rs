@@ -16,7 +16,7 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 
-mod claims;
+pub(crate) mod claims;
 mod client;
 
 use std::fmt;
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::claims::{Claim, ClaimsReport, Side, claims};
+pub use self::claims::{Claim, ClaimsReport, Counts, Side, claims};
 use self::client::{Bulk, Kept, One, Pooled, pool};
 use crate::load::{BenchError, Figures, Pace, Tally, drive, make_room, on_threads};
 

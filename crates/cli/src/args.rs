@@ -89,7 +89,8 @@ Examples:
     Run(RunArgs),
     /// Say what is wrong with a configuration file.
     Check(CheckArgs),
-    /// Show it working: embedded upstreams, a forwarder in front of them, light load, live figures.
+    /// Show it working: embedded upstreams and web servers, a forwarder and a proxy in front of them, light load, live
+    /// figures.
     Demo(DemoArgs),
     /// Measure.
     Bench(BenchArgs),
@@ -98,10 +99,12 @@ Examples:
 /// The options of `dns`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct DnsArgs {
-    /// Address to listen on, UDP and TCP; repeat for more [default: 127.0.0.1:5300].
+    /// Address to listen on: ADDR for UDP and TCP, tls://ADDR or https://ADDR for TLS (with a certificate, of a file);
+    /// repeat for more [default: 127.0.0.1:5300].
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<String>,
-    /// Where queries go: udp://ADDR, tcp://ADDR or ADDR; repeat for more [default: this machine's resolvers].
+    /// Where queries go: ADDR, udp://ADDR, tcp://ADDR, tls://ADDR?name=NAME or https://NAME/PATH; repeat for more
+    /// [default: this machine's resolvers].
     #[arg(long, value_name = "URL")]
     pub upstream: Vec<String>,
     /// Which upstream is asked first [default: sequential].
@@ -158,6 +161,12 @@ pub struct ServeArgs {
     pub log_format: Option<LogFormat>,
 }
 
+/// Returns the options of servers, not shown in the help of a command that refuses them.
+fn refused_options() -> Vec<clap::Arg> {
+    let command = <ServeArgs as clap::Args>::augment_args(clap::Command::new("none"));
+    command.get_arguments().map(|option| option.clone().hide(true)).collect()
+}
+
 /// The options of `run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
@@ -171,6 +180,7 @@ pub struct RunArgs {
 
 /// The options of `check`.
 #[derive(Debug, clap::Args)]
+#[command(args = refused_options())]
 pub struct CheckArgs {
     /// The configuration file.
     #[arg(short, long, value_name = "FILE")]
@@ -187,13 +197,14 @@ pub struct DemoArgs {
     /// How long to run [default: until q or Ctrl-C].
     #[arg(long, value_name = "TIME")]
     pub duration: Option<Span>,
-    /// Queries per second to put on it.
+    /// Queries per second to put on it; requests of HTTP are a twentieth of that.
     #[arg(long, value_name = "QPS", default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: u32,
 }
 
 /// The options of `bench`.
 #[derive(Debug, clap::Args)]
+#[command(args = refused_options())]
 pub struct BenchArgs {
     /// What to measure.
     #[command(subcommand)]
@@ -228,7 +239,8 @@ Examples:
   forebay bench http http://127.0.0.1:8080/ --pool off             the baseline: a connection per request
   forebay bench http http://127.0.0.1:8080/ --rate 5000 --clients 256 --server-pid $(pidof forebay)
   forebay bench http https://localhost:8443/ --ca ca.pem --http2 --clients 200 --pool 2
-  forebay bench http http://127.0.0.1:8080/upload --method POST --body 64KiB --json")]
+  forebay bench http http://127.0.0.1:8080/upload --method POST --body 64KiB --json
+  forebay bench http http://127.0.0.1:8080/ --pattern claims --pool 10")]
     Http(Box<HttpBenchArgs>),
 }
 
@@ -348,6 +360,9 @@ pub struct HttpBenchArgs {
     /// What to ask for; http or https.
     #[arg(value_name = "URL")]
     pub url: Url,
+    /// Requests, or the three claims about pooling, each with and without a pool (claims).
+    #[arg(long, value_name = "PATTERN", default_value = "requests", value_parser = words::<HttpPattern>(HTTP_PATTERNS))]
+    pub pattern: HttpPattern,
     /// The method of the requests.
     #[arg(long, value_name = "METHOD", default_value = "GET")]
     pub method: String,
@@ -405,6 +420,16 @@ pub struct HttpBenchArgs {
 fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').ok_or("write a name, a colon and a value")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// What `bench http` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpPattern {
+    /// Requests, as the other options say.
+    Requests,
+    /// The three claims about pooling.
+    Claims,
 }
 
 /// What `bench tcp` does.
@@ -558,6 +583,7 @@ const MODES: &[&str] = &["opaque", "passthrough", "http"];
 const BALANCES: &[&str] =
     &["round_robin", "random", "least_connections", "p2c", "source_hash", "first_healthy"];
 /// How the patterns of `bench tcp` are written.
+const HTTP_PATTERNS: &[&str] = &["requests", "claims"];
 const TCP_PATTERNS: &[&str] = &["connect", "kept", "bulk", "claims"];
 /// How `--pool` is written.
 const POOL_MODES: &[&str] = &["on", "off"];
@@ -673,6 +699,22 @@ mod tests {
             ["forebay --admin none demo", "forebay demo --admin none", "forebay --log warn --workers 2"]
         {
             parse(line).unwrap().validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn help_shows_no_option_that_is_refused() {
+        let help = |line: &str| parse(line).unwrap_err().to_string();
+        for line in ["forebay check --help", "forebay bench --help", "forebay bench tcp --help"] {
+            let help = help(line);
+            assert!(!help.contains("--admin") && !help.contains("--log"), "{help}");
+        }
+        for line in ["forebay --help", "forebay run --help", "forebay demo --help", "forebay proxy --help"] {
+            assert!(help(line).contains("--admin"), "{line}");
+        }
+        let dns = help("forebay dns --help");
+        for scheme in ["udp://", "tcp://", "tls://", "https://"] {
+            assert!(dns.contains(scheme), "{dns}");
         }
     }
 

@@ -10,7 +10,8 @@ use forebay_bench::tcp::{self, Pattern, TcpLoad};
 use serde::Serialize;
 
 use crate::args::{
-    BenchArgs, BenchCommand, DnsBenchArgs, HttpBenchArgs, PoolBenchArgs, PoolChoice, TcpBenchArgs, TcpPattern,
+    BenchArgs, BenchCommand, DnsBenchArgs, HttpBenchArgs, HttpPattern, PoolBenchArgs, PoolChoice,
+    TcpBenchArgs, TcpPattern,
 };
 use crate::failure::{Failure, say};
 
@@ -104,7 +105,10 @@ fn run_http(args: &HttpBenchArgs) -> Result<(), Failure> {
         let roots = Roots::from_pem_file(file).map_err(|error| Failure::wrong(format!("--ca: {error}")))?;
         load.roots = Some(roots);
     }
-    say_report(&http::run(&load).map_err(failure)?, args.json);
+    match args.pattern {
+        HttpPattern::Requests => say_report(&http::run(&load).map_err(failure)?, args.json),
+        HttpPattern::Claims => say_report(&http::claims(&load).map_err(failure)?, args.json),
+    }
     Ok(())
 }
 

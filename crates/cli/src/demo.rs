@@ -1,4 +1,5 @@
-//! The demo: two embedded upstreams, a forwarder in front of them, and light load, all in this process.
+//! The demo: two embedded upstreams, a forwarder in front of them, two web servers, a proxy in front of them, and light
+//! load, all in this process.
 //!
 //! On a terminal it is a screen, elsewhere a line a second. Nothing leaves this machine.
 
@@ -6,6 +7,7 @@ mod certificate;
 mod figures;
 mod load;
 mod screen;
+mod web;
 
 use std::io::{self, IsTerminal};
 use std::net::UdpSocket;
@@ -22,6 +24,7 @@ use self::certificate::Certificate;
 use self::figures::{Figures, Sample, Summary};
 use self::load::Load;
 use self::screen::Screen;
+use self::web::{Web, WebLoad, WebSample};
 use crate::admin::Admin;
 use crate::admin::Source;
 use crate::args::{DemoArgs, ServeArgs};
@@ -34,6 +37,8 @@ use crate::serve::{Ends, bind_admin, end_at_once, start_admin, start_failure};
 const LISTEN: &str = "127.0.0.1:5300";
 /// Where it listens for DNS over TLS, if nobody else does.
 const LISTEN_TLS: &str = "127.0.0.1:5853";
+/// Where it listens for DNS over HTTPS, if nobody else does.
+const LISTEN_HTTPS: &str = "127.0.0.1:5443";
 /// How long an upstream takes to answer, and up to how much longer: one that is near.
 const DELAY: Duration = Duration::from_millis(2);
 const JITTER: Duration = Duration::from_millis(2);
@@ -41,6 +46,8 @@ const JITTER: Duration = Duration::from_millis(2);
 const TTL: u32 = 20;
 /// How long queries in flight are waited for at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Requests of HTTP for each query: it is light load.
+const REQUESTS_PER_QUERY: f64 = 0.05;
 /// How often figures are taken; keys are looked for as often.
 const SAMPLED_EVERY: Duration = Duration::from_millis(100);
 /// How many samples lie between two lines: what is shown is of the last second.
@@ -70,6 +77,7 @@ pub(crate) fn run(args: &DemoArgs, serve: &ServeArgs) -> Result<(), Failure> {
 struct Stage {
     upstreams: [Responder; 2],
     server: Server,
+    web: Web,
     admin: Option<Admin>,
     /// Looked at as long as the server runs.
     _certificate: Certificate,
@@ -88,7 +96,11 @@ impl Stage {
         let certificate = Certificate::make()
             .map_err(|error| Failure::failed(format!("cannot make a certificate for the demo: {error}")))?;
         let settings = Settings {
-            listen: vec![free_address(LISTEN), format!("tls://{}", free_address(LISTEN_TLS))],
+            listen: vec![
+                free_address(LISTEN),
+                format!("tls://{}", free_address(LISTEN_TLS)),
+                format!("https://{}", free_address(LISTEN_HTTPS)),
+            ],
             tls: certificate.settings(),
             upstreams: upstreams.iter().map(|upstream| upstream.addr().to_string()).collect(),
             strategy: StrategyName::RoundRobin,
@@ -101,9 +113,10 @@ impl Stage {
         }
         let listener = bind_admin(&admin)?;
         let server = forebay_dns::start(config).map_err(start_failure)?;
-        let admin =
-            start_admin(&admin, listener, Source { dns: Some(server.handle()), proxies: Vec::new() })?;
-        Ok(Self { upstreams, server, admin, _certificate: certificate })
+        let web = Web::set()?;
+        let source = Source { dns: Some(server.handle()), proxies: vec![web.server.handle()] };
+        let admin = start_admin(&admin, listener, source)?;
+        Ok(Self { upstreams, server, web, admin, _certificate: certificate })
     }
 
     async fn perform(self, args: &DemoArgs, on_screen: bool) -> Result<(), Failure> {
@@ -111,8 +124,9 @@ impl Stage {
         let poster = self.poster();
         let target = self.server.local_addrs()[0].address;
         let mut load = Load::start(target, args.rate)?;
+        let mut web_load = WebLoad::start(self.web.address(), f64::from(args.rate) * REQUESTS_PER_QUERY)?;
         let mut view = View::open(on_screen, &poster)?;
-        let handle = self.server.handle();
+        let (handle, web) = (self.server.handle(), self.web.server.handle());
         let mut tick = interval(SAMPLED_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let over = sleep(args.duration.map_or(FOREVER, |duration| duration.0));
@@ -124,22 +138,30 @@ impl Stage {
                 () = &mut over => break,
                 _ = ends.next() => break,
             }
-            samples.push(Sample { at: sys::now(), stats: handle.stats().await, load: load.progress() });
+            samples.push(Sample {
+                at: sys::now(),
+                stats: handle.stats().await,
+                load: load.progress(),
+                web: WebSample::take(&web),
+            });
             if samples.len() > SAMPLES_SHOWN {
                 view.show(&Figures::between(&samples[0], &samples[SAMPLES_SHOWN]))?;
                 samples.remove(0);
             }
         }
         view.close();
-        let reports = tokio::select! {
-            reports = load.finish() => reports?,
+        let finish = async { Ok::<_, Failure>((load.finish().await?, web_load.finish().await?)) };
+        let (reports, web_report) = tokio::select! {
+            reports = finish => reports?,
             signal = ends.next() => end_at_once(signal),
         };
         let stats = handle.stats().await;
         let asked =
             self.upstreams.iter().map(|upstream| upstream.stats()).map(|s| s.udp_queries + s.tcp_queries);
-        let summary = Summary::new(&stats, &reports, asked.sum());
-        let drain = pin!(self.server.drain(DRAIN_MAX));
+        let summary = Summary::new(&stats, &reports, asked.sum(), (web_report, &WebSample::take(&web)));
+        let drain = pin!(async {
+            tokio::join!(self.server.drain(DRAIN_MAX), self.web.server.drain(DRAIN_MAX));
+        });
         tokio::select! {
             () = drain => {}
             signal = ends.next() => end_at_once(signal),
@@ -151,16 +173,30 @@ impl Stage {
         Ok(())
     }
 
+    /// How to ask over TLS and over HTTPS.
+    fn encrypted(&self) -> Option<String> {
+        let port = |scheme| {
+            let mut all = self.server.local_addrs().iter();
+            all.find(|one| one.scheme == scheme).map(|one| one.address.port())
+        };
+        let (tls, https) = (port(Scheme::Tls)?, port(Scheme::Https)?);
+        Some(format!("kdig @127.0.0.1 -p {tls} +tls anything.example  (or -p {https} +https)"))
+    }
+
     /// What somebody in front of it should know.
     fn poster(&self) -> Poster {
         let listen = self.server.local_addrs()[0].address;
         let upstreams: Vec<_> = self.upstreams.iter().map(|upstream| upstream.addr().to_string()).collect();
         Poster {
-            what: format!("dns on {listen}, upstreams {}", upstreams.join(" and ")),
+            what: format!(
+                "dns on {listen}, http on {}; upstreams {}, web servers {}",
+                self.web.address(),
+                upstreams.join(" and "),
+                self.web.backends().collect::<Vec<_>>().join(" and ")
+            ),
             dig: format!("dig @{} -p {} anything.example", listen.ip(), listen.port()),
-            kdig: self.server.local_addrs().iter().find(|one| one.scheme == Scheme::Tls).map(|tls| {
-                format!("kdig @{} -p {} +tls anything.example", tls.address.ip(), tls.address.port())
-            }),
+            kdig: self.encrypted(),
+            curl: self.web.curl(),
             admin: self.admin.as_ref().map(|admin| format!("{0}/pools  {0}/metrics", admin.url())),
         }
     }
@@ -176,6 +212,8 @@ struct Poster {
     dig: String,
     /// The same over TLS.
     kdig: Option<String>,
+    /// What to ask the proxy.
+    curl: String,
     admin: Option<String>,
 }
 
@@ -197,6 +235,7 @@ impl View {
         if let Some(kdig) = &poster.kdig {
             say(&format!("  or   {kdig}"));
         }
+        say(&format!("  or   {}", poster.curl));
         if let Some(admin) = &poster.admin {
             say(&format!("admin: {admin}"));
         }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use forebay_bench::backend::{Backend, Serve};
 use forebay_bench::ports::free_port;
 use forebay_bench::responder::{Responder, Script};
 use tempfile::TempDir;
@@ -440,9 +441,17 @@ fn the_demo_ends_with_a_summary() {
     let output = run(&["demo", "--duration", "2500ms", "--rate", "500", "--admin", "none"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    for expected in
-        ["try:   dig @127.0.0.1 -p ", " +tls anything.example", " q/s, ", "forebay demo, ", " 0 wrong; "]
-    {
+    for expected in [
+        "try:   dig @127.0.0.1 -p ",
+        " +tls anything.example",
+        " +https)",
+        "  or   curl http://127.0.0.1:",
+        " q/s, ",
+        " | http ",
+        "forebay demo, ",
+        " 0 wrong; ",
+        " 0 failed, on ",
+    ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     assert!(!text.contains("admin:"), "{text}");
@@ -462,4 +471,30 @@ fn benches_report_as_text_and_as_json() {
     let pool = run(&["bench", "pool", "--rounds", "1", "--pairs", "1000", "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&pool.stdout).expect("JSON");
     assert!(report["one_task_ratio"].as_f64().unwrap() > 0.0, "{report}");
+}
+
+#[test]
+fn the_three_claims_about_pooling_are_measured_with_and_without_a_pool() {
+    let (echo, web) = (Backend::spawn(Serve::Echo), Backend::spawn(Serve::Http));
+    let url = format!("http://{}/size/100", web.addr());
+    let options = ["--pattern", "claims", "--clients", "8", "--pool", "4", "--duration", "1s"];
+    for (what, target) in [("tcp", echo.addr().to_string()), ("http", url)] {
+        let bench = [&["bench", what, &*target], &options[..]].concat();
+        let output = run(&[&bench[..], &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let claims = report["claims"].as_array().unwrap();
+        assert_eq!(claims.len(), 3, "{report}");
+        for claim in claims {
+            let side = |name: &str, what: &str| claim[name][what].as_u64().unwrap();
+            assert!(side("pool_off", "done") > 0 && side("pool_on", "done") > 0, "{claim}");
+            assert_eq!((side("pool_off", "failed"), side("pool_on", "failed")), (0, 0), "{claim}");
+            // Without a pool each has a connection of its own; with it there are no more than the pool has.
+            assert!(side("pool_off", "connections_opened") >= side("pool_off", "done"), "{claim}");
+            assert!(side("pool_on", "connections_opened") <= 4, "{claim}");
+            assert!(claim["ratio"].as_f64().unwrap() > 0.0, "{claim}");
+        }
+        let text = String::from_utf8(run(&bench).stdout).unwrap();
+        assert!(text.contains("pool off") && text.contains("with the pool"), "{text}");
+    }
 }

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::client::{connect, pool};
 use super::{BenchError, Pattern, TcpLoad, run};
-use crate::load::{Latency, Tally, on_threads};
+use crate::load::{Figures, Latency, Tally, on_threads};
 
 /// Rounds of each claim, of which medians are taken.
-const ROUNDS: usize = 3;
+pub(crate) const ROUNDS: usize = 3;
 
 /// What the three claims came to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -37,11 +37,23 @@ pub struct Claim {
     pub pool_off: Side,
     /// Each time with one of the pool's.
     pub pool_on: Side,
+    /// What the ratio compares.
+    pub counts: Counts,
     /// How many times as fast the pool was: without it / with it in time, or with it / without it in rate.
     pub ratio: f64,
 }
 
-/// One claim, with or without a pool: the round with the median rate.
+/// What shows whether the pool was faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Counts {
+    /// How often a second it was done.
+    Rate,
+    /// How long it took on average, where the rate was given.
+    Time,
+}
+
+/// One claim, with or without a pool: the round with the median rate, or time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Side {
     /// How often it was done.
@@ -84,9 +96,9 @@ pub fn claims(load: &TcpLoad) -> Result<ClaimsReport, BenchError> {
     };
     let with = |clients: usize, pool: Option<u32>| TcpLoad { clients, pool, ..base.clone() };
     let mut claims = vec![
-        Samples::new("checkout: take a connection and give it back"),
-        Samples::new("one client: take it, one request, give it back"),
-        Samples::new(format!("sustained: {} clients do that at once", load.clients)),
+        Samples::new("checkout: take a connection and give it back", Counts::Rate),
+        Samples::new("one client: take it, one request, give it back", Counts::Rate),
+        Samples::new(format!("sustained: {} clients do that at once", load.clients), Counts::Rate),
     ];
     for _ in 0..ROUNDS {
         for (index, samples) in claims.iter_mut().enumerate() {
@@ -105,16 +117,7 @@ pub fn claims(load: &TcpLoad) -> Result<ClaimsReport, BenchError> {
 }
 
 fn exchange(load: &TcpLoad) -> Result<Side, BenchError> {
-    let figures = run(load)?.figures;
-    Ok(Side {
-        done: figures.answered,
-        failed: figures.failed,
-        rate: figures.rate,
-        latency: figures.latency,
-        connections_opened: figures.connections_opened,
-        reuse_rate: figures.reuse_rate,
-        cpu_us: figures.cpu_us_per_request,
-    })
+    Ok(Side::of(run(load)?.figures))
 }
 
 /// Takes connections and gives them back for the load's duration, from a pool that has one already.
@@ -157,37 +160,57 @@ fn checkout(load: &TcpLoad) -> Result<Side, BenchError> {
         tally.opened = pool.snapshot().counters().dials_succeeded;
         Ok(tally)
     })?;
-    Ok(Side {
-        done: figures.answered,
-        failed: figures.failed,
-        rate: figures.rate,
-        latency: figures.latency,
-        connections_opened: figures.connections_opened,
-        reuse_rate: figures.reuse_rate,
-        cpu_us: figures.cpu_us_per_request,
-    })
+    Ok(Side::of(figures))
 }
 
-struct Samples {
+impl Side {
+    pub(crate) fn of(figures: Figures) -> Self {
+        Self {
+            done: figures.answered,
+            failed: figures.failed,
+            rate: figures.rate,
+            latency: figures.latency,
+            connections_opened: figures.connections_opened,
+            reuse_rate: figures.reuse_rate,
+            cpu_us: figures.cpu_us_per_request,
+        }
+    }
+
+    fn mean_us(&self) -> f64 {
+        self.latency.map_or(0.0, |latency| latency.mean_us)
+    }
+}
+
+/// The rounds of one claim.
+pub(crate) struct Samples {
     what: String,
-    off: Vec<Side>,
-    on: Vec<Side>,
+    counts: Counts,
+    pub(crate) off: Vec<Side>,
+    pub(crate) on: Vec<Side>,
 }
 
 impl Samples {
-    fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), off: Vec::new(), on: Vec::new() }
+    pub(crate) fn new(what: impl Into<String>, counts: Counts) -> Self {
+        Self { what: what.into(), counts, off: Vec::new(), on: Vec::new() }
     }
 
-    fn claim(self) -> Claim {
-        let (pool_off, pool_on) = (median(self.off), median(self.on));
-        let ratio = if pool_off.rate > 0.0 { pool_on.rate / pool_off.rate } else { 0.0 };
-        Claim { what: self.what, pool_off, pool_on, ratio }
+    pub(crate) fn claim(self) -> Claim {
+        let counts = self.counts;
+        let (pool_off, pool_on) = (median(self.off, counts), median(self.on, counts));
+        let (more, less) = match counts {
+            Counts::Rate => (pool_on.rate, pool_off.rate),
+            Counts::Time => (pool_off.mean_us(), pool_on.mean_us()),
+        };
+        let ratio = if less > 0.0 { more / less } else { 0.0 };
+        Claim { what: self.what, pool_off, pool_on, counts, ratio }
     }
 }
 
-fn median(mut sides: Vec<Side>) -> Side {
-    sides.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+fn median(mut sides: Vec<Side>, counts: Counts) -> Side {
+    sides.sort_by(|a, b| match counts {
+        Counts::Rate => a.rate.total_cmp(&b.rate),
+        Counts::Time => a.mean_us().total_cmp(&b.mean_us()),
+    });
     let middle = sides.len() / 2;
     sides.into_iter().nth(middle).unwrap_or_default()
 }
@@ -199,29 +222,37 @@ impl fmt::Display for ClaimsReport {
             f,
             "tcp://{target}, {size} bytes both ways, pool of {pool}; medians of {rounds} interleaved rounds"
         )?;
-        for claim in &self.claims {
-            writeln!(f, "\n{}", claim.what)?;
+        self.claims.iter().try_for_each(|claim| claim.fmt(f))
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n{}", self.what)?;
+        writeln!(
+            f,
+            "  {:<9}{:>12}{:>12}{:>12}{:>12}{:>10}{:>9}{:>8}",
+            "", "per second", "mean", "p99", "CPU each", "opened", "reused", "failed"
+        )?;
+        for (name, side) in [("pool off", &self.pool_off), ("pool on", &self.pool_on)] {
+            let us = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| format!("{us:.2} µs"));
             writeln!(
                 f,
-                "  {:<9}{:>12}{:>12}{:>12}{:>12}{:>10}{:>9}{:>8}",
-                "", "per second", "mean", "p99", "CPU each", "opened", "reused", "failed"
+                "  {name:<9}{:>12.0}{:>12}{:>12}{:>12}{:>10}{:>8.2}%{:>8}",
+                side.rate,
+                us(side.latency.map(|latency| latency.mean_us)),
+                us(side.latency.map(|latency| latency.p99_us)),
+                us(side.cpu_us),
+                side.connections_opened,
+                side.reuse_rate.unwrap_or_default() * 100.0,
+                side.failed
             )?;
-            for (name, side) in [("pool off", &claim.pool_off), ("pool on", &claim.pool_on)] {
-                let us = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| format!("{us:.2} µs"));
-                writeln!(
-                    f,
-                    "  {name:<9}{:>12.0}{:>12}{:>12}{:>12}{:>10}{:>8.2}%{:>8}",
-                    side.rate,
-                    us(side.latency.map(|latency| latency.mean_us)),
-                    us(side.latency.map(|latency| latency.p99_us)),
-                    us(side.cpu_us),
-                    side.connections_opened,
-                    side.reuse_rate.unwrap_or_default() * 100.0,
-                    side.failed
-                )?;
-            }
-            writeln!(f, "  with the pool {:.1} times as often", claim.ratio)?;
         }
+        let word = match self.counts {
+            Counts::Rate => "often",
+            Counts::Time => "fast",
+        };
+        writeln!(f, "  with the pool {:.1} times as {word}", self.ratio)?;
         Ok(())
     }
 }

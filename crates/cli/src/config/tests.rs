@@ -471,3 +471,28 @@ fn tables_in_arrays_are_checked_like_others() {
     let mixed = Config::parse("file", "[dns]\nroutes = [3]\n", &machine).unwrap_err().to_string();
     assert!(mixed.contains("has a number"), "{mixed}");
 }
+
+#[test]
+fn every_example_of_the_proxys_page_is_a_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["web.example".to_owned()]).unwrap();
+    for (name, text) in [
+        ("web.pem", made.cert.pem()),
+        ("ca.pem", made.cert.pem()),
+        ("web.key", made.signing_key.serialize_pem()),
+    ] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    let page = include_str!("../../../../docs/proxy.md");
+    let page = page.replace("/etc/forebay", &folder.path().display().to_string());
+    let examples: Vec<_> =
+        page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 4);
+    for example in examples {
+        if cfg!(not(feature = "kubernetes")) && example.contains("kubeconfig") {
+            continue;
+        }
+        let config = Config::parse("proxy.md", example, &machine());
+        assert!(config.is_ok(), "{}\n{example}", config.unwrap_err());
+    }
+}

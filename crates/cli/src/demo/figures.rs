@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use forebay::Snapshot;
 use forebay_bench::dns::DnsReport;
 use forebay_core::{AcquireOutcome, Counters, Histogram, Instant};
 use forebay_dns::Stats;
 
 use super::load::Progress;
+use super::web::{WebFigures, WebReport, WebSample};
 use crate::admin::metrics::named;
 
 /// What was known at one moment.
@@ -16,6 +18,7 @@ pub(super) struct Sample {
     pub(super) at: Instant,
     pub(super) stats: Stats,
     pub(super) load: Progress,
+    pub(super) web: WebSample,
 }
 
 /// What happened between two samples, and how it stands at the second.
@@ -42,6 +45,7 @@ pub(super) struct Figures {
     /// Sockets made since the start.
     pub(super) sockets: u64,
     pub(super) pools: Vec<PoolFigures>,
+    pub(super) web: WebFigures,
 }
 
 /// How one pool stands.
@@ -57,6 +61,23 @@ pub(super) struct PoolFigures {
     pub(super) sockets: u64,
     pub(super) reuse: Option<f64>,
     pub(super) dial: Percentiles,
+}
+
+impl PoolFigures {
+    pub(super) fn of(endpoint: String, snapshot: &Snapshot) -> Self {
+        Self {
+            endpoint,
+            connecting: snapshot.connecting,
+            ready: snapshot.ready,
+            busy: snapshot.busy,
+            draining: snapshot.draining,
+            in_use: snapshot.in_use,
+            waiting: snapshot.waiting,
+            sockets: snapshot.counters.dials_succeeded,
+            reuse: reuse(&snapshot.counters),
+            dial: Percentiles::between(&Histogram::default(), &snapshot.counters.dial),
+        }
+    }
 }
 
 /// Two percentiles; `None` when nothing was measured.
@@ -101,18 +122,7 @@ impl Figures {
         let queries = new.counters.queries.saturating_sub(old.counters.queries);
         let hits = new.counters.hits.saturating_sub(old.counters.hits);
         let (pools_before, pools_after) = (old.pool_counters(), new.pool_counters());
-        let pools = named(new).into_iter().map(|pool| PoolFigures {
-            endpoint: pool.endpoint,
-            connecting: pool.snapshot.connecting,
-            ready: pool.snapshot.ready,
-            busy: pool.snapshot.busy,
-            draining: pool.snapshot.draining,
-            in_use: pool.snapshot.in_use,
-            waiting: pool.snapshot.waiting,
-            sockets: pool.snapshot.counters.dials_succeeded,
-            reuse: reuse(&pool.snapshot.counters),
-            dial: Percentiles::between(&Histogram::default(), &pool.snapshot.counters.dial),
-        });
+        let pools = named(new).into_iter().map(|pool| PoolFigures::of(pool.endpoint, pool.snapshot));
         Self {
             uptime: new.uptime,
             qps: queries as f64 / seconds,
@@ -128,6 +138,7 @@ impl Figures {
             reuse: reuse(&pools_after),
             sockets: pools_after.dials_succeeded,
             pools: pools.collect(),
+            web: WebFigures::between(&before.web, &after.web, seconds),
         }
     }
 
@@ -147,7 +158,7 @@ impl Figures {
         let connections = self.connections().map(|(state, n)| format!("{n} {state}"));
         format!(
             "{:>4} s  {} q/s, {} hits, {} lost | connections {}, {} made, reuse {} | upstream p50 {} p99 {} | \
-             wait p50 {} p99 {}",
+             wait p50 {} p99 {} | http {} req/s, reuse {}, {} failed",
             self.uptime.as_secs(),
             grouped(self.qps.round() as u64),
             percent(self.hit_rate),
@@ -159,12 +170,15 @@ impl Figures {
             time(self.latency.p99),
             time(self.wait.p50),
             time(self.wait.p99),
+            grouped(self.web.rate.round() as u64),
+            percent(self.web.reuse),
+            self.web.failed,
         )
     }
 }
 
 /// The part of acquires that needed no new connection.
-fn reuse(counters: &Counters) -> Option<f64> {
+pub(super) fn reuse(counters: &Counters) -> Option<f64> {
     let sum = |outcomes: [AcquireOutcome; 2]| -> u64 { outcomes.iter().map(|o| counters.acquires(*o)).sum() };
     let reused = sum([AcquireOutcome::Reused, AcquireOutcome::Waited]);
     let all = reused + sum([AcquireOutcome::Fresh, AcquireOutcome::Temporary]);
@@ -185,11 +199,20 @@ pub(super) struct Summary {
     unique: Option<(f64, f64)>,
     asked: u64,
     sockets: u64,
+    web: WebReport,
+    /// Connections that the proxy made to its backends.
+    web_sockets: u64,
 }
 
 impl Summary {
-    /// `reports` are of hot and of unique names; `asked` is how many queries the upstreams have seen.
-    pub(super) fn new(stats: &Stats, reports: &[DnsReport], asked: u64) -> Self {
+    /// `reports` are of hot and of unique names; `asked` is how many queries the upstreams have seen; `web` is what web
+    /// clients have met, and how the proxy stood at the end.
+    pub(super) fn new(
+        stats: &Stats,
+        reports: &[DnsReport],
+        asked: u64,
+        web: (WebReport, &WebSample),
+    ) -> Self {
         let latency = |at: usize| {
             reports
                 .get(at)
@@ -207,6 +230,8 @@ impl Summary {
             unique: latency(1),
             asked,
             sockets: stats.connections_made(),
+            web: web.0,
+            web_sockets: web.1.sockets(),
         }
     }
 }
@@ -228,11 +253,19 @@ impl fmt::Display for Summary {
         )?;
         writeln!(f, "  hot names  {}", seen(self.hot))?;
         writeln!(f, "  new names  {}", seen(self.unique))?;
-        write!(
+        writeln!(
             f,
             "  upstreams  {} queries on {} sockets, instead of one socket for each",
             grouped(self.asked),
             grouped(self.sockets)
+        )?;
+        write!(
+            f,
+            "  web        {} requests of {} clients, {} failed, on {} connections to backends",
+            grouped(self.web.answered),
+            grouped(self.web.opened),
+            self.web.failed,
+            grouped(self.web_sockets)
         )
     }
 }

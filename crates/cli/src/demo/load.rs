@@ -18,7 +18,7 @@ const EXPONENT: f64 = 0.9;
 /// Of a hundred queries, those for names never asked before.
 const UNIQUE_PERCENT: f64 = 5.0;
 /// How often it is looked whether the load has ended.
-const LOOKED_EVERY: Duration = Duration::from_millis(10);
+pub(super) const LOOKED_EVERY: Duration = Duration::from_millis(10);
 
 /// Load in threads of its own.
 pub(super) struct Load {

@@ -84,16 +84,14 @@ impl Picture {
     }
 
     fn draw(&self, frame: &mut Frame<'_>) {
-        let [head, middle, pools, foot] = Layout::vertical([
-            Constraint::Length(6),
-            Constraint::Length(10),
-            Constraint::Min(4),
-            Constraint::Length(1),
-        ])
-        .areas(frame.area());
+        let [head, middle, pools] =
+            Layout::vertical([Constraint::Length(7), Constraint::Length(10), Constraint::Min(4)])
+                .areas(frame.area());
         self.draw_head(frame, head);
         let [left, right] = Layout::horizontal([Constraint::Length(46), Constraint::Min(10)]).areas(middle);
-        frame.render_widget(Paragraph::new("q or Ctrl-C ends the demo").style(DIM), foot);
+        let foot = Block::bordered().title(" pools ").title_bottom(" q or Ctrl-C ends the demo ");
+        frame.render_widget(&foot, pools);
+        let pools = foot.inner(pools);
         let Some(figures) = &self.figures else { return };
         draw_figures(frame, left, figures);
         self.draw_past(frame, right);
@@ -108,6 +106,7 @@ impl Picture {
         if let Some(kdig) = &self.poster.kdig {
             lines.push(Line::from(vec![Span::styled("  or   ", DIM), Span::styled(kdig, BRIGHT)]));
         }
+        lines.push(Line::from(vec![Span::styled("  or   ", DIM), Span::styled(&self.poster.curl, BRIGHT)]));
         if let Some(admin) = &self.poster.admin {
             lines.push(Line::from(vec![Span::styled("admin  ", DIM), Span::styled(admin, BRIGHT)]));
         }
@@ -135,7 +134,12 @@ fn draw_figures(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
     let rows = [
         (
             "queries",
-            format!("{}/s, {} so far", grouped(figures.qps.round() as u64), grouped(figures.queries)),
+            format!(
+                "{}/s, {} so far, {} lost",
+                grouped(figures.qps.round() as u64),
+                grouped(figures.queries),
+                figures.lost
+            ),
         ),
         (
             "hits",
@@ -153,7 +157,15 @@ fn draw_figures(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
         ("wait", format!("p50 {}  p99 {}", time(figures.wait.p50), time(figures.wait.p99))),
         ("sockets", format!("{} made, reuse {}", grouped(figures.sockets), percent(figures.reuse))),
         ("state", connections[1..].join(", ")),
-        ("lost", figures.lost.to_string()),
+        (
+            "http",
+            format!(
+                "{}/s, reuse {}, {} failed",
+                grouped(figures.web.rate.round() as u64),
+                percent(figures.web.reuse),
+                figures.web.failed
+            ),
+        ),
     ];
     let lines: Vec<_> = rows
         .into_iter()
@@ -164,7 +176,7 @@ fn draw_figures(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
 
 fn draw_pools(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
     let head = ["endpoint", "ready", "busy", "in use", "waiters", "made", "reuse", "dial p50"];
-    let rows = figures.pools.iter().map(|pool| {
+    let rows = figures.pools.iter().chain(&figures.web.pools).map(|pool| {
         Row::new([
             Cell::from(pool.endpoint.as_str()),
             Cell::from(pool.ready.to_string()),
@@ -177,9 +189,7 @@ fn draw_pools(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
         ])
     });
     let widths = [28, 6, 5, 7, 8, 6, 8, 8].map(Constraint::Length);
-    let table =
-        Table::new(rows, widths).header(Row::new(head).style(DIM)).block(Block::bordered().title(" pools "));
-    frame.render_widget(table, area);
+    frame.render_widget(Table::new(rows, widths).header(Row::new(head).style(DIM)), area);
 }
 
 const DIM: Style = Style::new().fg(Color::DarkGray);
@@ -191,6 +201,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::super::figures::PoolFigures;
+    use super::super::web::WebFigures;
     use super::*;
 
     fn drawn(width: u16, height: u16) -> String {
@@ -198,6 +209,7 @@ mod tests {
             what: "dns on 127.0.0.1:5300".to_owned(),
             dig: "dig @127.0.0.1 -p 5300 anything.example".to_owned(),
             kdig: Some("kdig @127.0.0.1 -p 5853 +tls anything.example".to_owned()),
+            curl: "curl http://127.0.0.1:8080/head".to_owned(),
             admin: Some("http://127.0.0.1:9053/pools".to_owned()),
         };
         let mut picture = Picture::new(poster);
@@ -210,6 +222,14 @@ mod tests {
                 ready: 8,
                 ..PoolFigures::default()
             }],
+            web: WebFigures {
+                rate: 199.7,
+                failed: 3,
+                pools: ["http://127.0.0.1:7", "http://127.0.0.1:8"]
+                    .map(|endpoint| PoolFigures { endpoint: endpoint.to_owned(), ..PoolFigures::default() })
+                    .into(),
+                ..WebFigures::default()
+            },
             ..Figures::default()
         });
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -228,6 +248,10 @@ mod tests {
             "1,234 made",
             "udp://127.0.0.1:9",
             "q or Ctrl-C",
+            "curl http://127.0.0.1:8080/head",
+            "200/s, reuse –, 3 failed",
+            "http://127.0.0.1:7",
+            "http://127.0.0.1:8",
         ] {
             assert!(screen.contains(text), "{text} is not on\n{screen}");
         }
