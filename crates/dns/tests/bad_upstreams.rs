@@ -112,7 +112,7 @@ fn a_burst_at_an_upstream_that_answers_only_the_first_query_fails_nobody() {
 
 #[test]
 fn upstreams_that_close_after_few_answers_fail_no_burst() {
-    for close in [Close::After(1), Close::After(3)] {
+    for close in [Close::After(1), Close::After(3), Close::ResetAfter(3)] {
         let upstream = upstream(Script { close, ..Script::default() });
         let server = run(&over_tcp(&[&upstream]));
         burst(&server, "n", 120);

@@ -419,6 +419,9 @@ impl Forwarder {
         };
         let mut verdict = broken;
         let mut stranded = Vec::new();
+        // Which of many was too much for the peer, nobody knows; and a reset takes answers away that had been sent. Then
+        // only the number of attempts is a bound.
+        let is_alone = self.exchanges.get_mut(slot).is_some_and(|exchange| exchange.attempts().count() == 1);
         while let Some(attempt) = self.exchanges.first(slot) {
             let (flight, endpoint) = {
                 let attempt = self.flights.attempt(attempt);
@@ -431,7 +434,9 @@ impl Forwarder {
             }
             match broken {
                 Outcome::Broken(cause) if cause.blame() == Blame::Upstream => {
-                    self.strike(now, flight, endpoint, false);
+                    if is_alone {
+                        self.strike(now, flight, endpoint, false);
+                    }
                 }
                 // It was bad timing: the same endpoint, on another connection.
                 _ => self.forget_asked(flight, endpoint),

@@ -15,6 +15,7 @@ use std::time::Instant;
 use forebay::blame::cause_of;
 use forebay::dial::Machine;
 use forebay::{AcquireError, Exclusive, Lease, Limits, Pool, Removal, sys};
+use forebay_core::Cause;
 use forebay_proxy_core::roster::Tried;
 use tokio::net::TcpStream;
 

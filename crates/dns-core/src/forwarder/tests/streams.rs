@@ -115,3 +115,30 @@ fn it_is_told_whether_a_message_answers_anything() {
     assert!(!forwarder.handle_answer(*now, slot, &other, mail), "another's question");
     assert!(forwarder.handle_answer(*now, slot, &answer_to(&query, OK).a(60).0, mail));
 }
+
+#[test]
+fn a_reset_of_many_at_once_counts_against_none_of_them() {
+    let mut world = world(1);
+    ask(&mut world, 1);
+    ask(&mut world, 2);
+    for round in 0..4 {
+        // The pause after a failure is over.
+        world.pass(Duration::from_millis(300));
+        let slot = world.mail.sent[0].0;
+        assert!(world.mail.sent.iter().all(|sent| sent.0 == slot), "{round}: both on one connection");
+        assert_eq!(std::mem::take(&mut world.mail.sent).len(), 2, "{round}");
+        world.close(slot, Some(Cause::Reset));
+    }
+    world.pass(Duration::from_millis(300));
+    let (slot, first) = world.mail.sent.remove(0);
+    let (_, second) = world.one_sent();
+    world.answer(slot, &answer_to(&first, OK).a(60).0);
+    assert_eq!(rcode(&world.one_reply().1), 0);
+    // Alone, it is struck, which is once and no more.
+    world.close(slot, Some(Cause::Reset));
+    world.pass(Duration::from_millis(300));
+    let (slot, again) = world.one_sent();
+    assert_eq!(again[12..], second[12..]);
+    world.answer(slot, &answer_to(&again, OK).a(60).0);
+    assert_eq!(rcode(&world.one_reply().1), 0);
+}
