@@ -13,10 +13,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("forebay-dns", &["forebay", "forebay-core", "forebay-dns-core"]),
     ("forebay-proxy-core", &["forebay-core"]),
     ("forebay-proxy", &["forebay", "forebay-core", "forebay-proxy-core"]),
-    ("forebay-bench", &["forebay", "forebay-core"]),
+    ("forebay-grpc", &["forebay", "forebay-core"]),
+    ("forebay-bench", &["forebay", "forebay-core", "forebay-grpc"]),
     (
         "forebay-cli",
-        &["forebay", "forebay-core", "forebay-dns", "forebay-dns-core", "forebay-proxy", "forebay-bench"],
+        &[
+            "forebay",
+            "forebay-core",
+            "forebay-dns",
+            "forebay-dns-core",
+            "forebay-proxy",
+            "forebay-grpc",
+            "forebay-bench",
+        ],
     ),
     ("forebay-sim", &["forebay-core", "forebay-dns-core"]),
 ];

@@ -1,0 +1,10 @@
+//! gRPC on pooled connections: a channel for any tonic client, and a server that says no in time.
+
+/// The greeter: `greet.GreeterService`, with which a client or a server is tried.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod greet {
+    tonic::include_proto!("greet");
+
+    /// The description of the service, for reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/greet.bin"));
+}
