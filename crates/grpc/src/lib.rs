@@ -1,7 +1,19 @@
 //! gRPC on pooled connections: a channel for any tonic client, and a server that says no in time.
 
+mod greeter;
+pub mod server;
+
+pub use greeter::Greeter;
+pub use server::{Profile, Running, Server, ServerFigures, ServerSettings};
+
 /// The greeter: `greet.GreeterService`, with which a client or a server is tried.
-#[allow(missing_docs, clippy::all, reason = "generated")]
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
 pub mod greet {
     tonic::include_proto!("greet");
 
