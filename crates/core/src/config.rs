@@ -25,6 +25,8 @@ pub enum IdleOrder {
     Fifo,
     /// Any, with equal chance: source-port entropy. For UDP (RFC 5452 §9.2).
     Random,
+    /// The one of two chosen at random that carries less. For connections that carry many requests at once.
+    LeastLoaded,
 }
 
 /// Back-off between dials after failures that the upstream is to blame for: exponential, full jitter.

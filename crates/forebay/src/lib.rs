@@ -66,6 +66,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`dial`] | connectors for UDP, TCP and TLS; the budget of this machine |
+//! | [`http2`] | client connections of HTTP/2 that a pool shares |
 //! | [`blame`] | from an I/O error to whose fault it is |
 //! | [`settings`], [`units`] | what the settings of all servers have in common; durations and sizes as people write them |
 //! | [`lines`] | lines of a log that busy threads write |
@@ -86,6 +87,7 @@
 
 pub mod blame;
 pub mod dial;
+pub mod http2;
 pub mod lines;
 pub mod places;
 mod pool;

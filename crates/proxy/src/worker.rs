@@ -289,13 +289,13 @@ impl Shell {
                 drop(open);
             })),
             Service::Http(http) if self.config.proxy_protocol.accept.is_none() => {
-                Http::serve(http, shell, stream, peer, scheme, open);
+                Http::serve(http, stream, peer, scheme, open);
             }
             Service::Http(http) => {
                 let http = Rc::clone(http);
                 tokio::task::spawn_local(async move {
                     if let Some(client) = shell.introduced(&stream, peer).await {
-                        Http::serve(&http, shell, stream, client.peer, scheme, open);
+                        Http::serve(&http, stream, client.peer, scheme, open);
                     }
                 });
             }
@@ -372,6 +372,11 @@ impl Open {
     fn new(shell: &Rc<Shell>, place: Place) -> Self {
         shell.figures.clients.add(1);
         Self { shell: Rc::clone(shell), _place: place }
+    }
+
+    /// Returns the worker that the client has come to.
+    pub(crate) const fn shell(&self) -> &Rc<Shell> {
+        &self.shell
     }
 }
 

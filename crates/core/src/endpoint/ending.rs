@@ -116,7 +116,9 @@ impl Endpoint {
     /// How often [`Endpoint::shrink`] looks.
     pub(super) fn shrink_period(&self) -> Duration {
         match (self.config.order, self.config.idle_timeout) {
-            (IdleOrder::Fifo | IdleOrder::Random, Some(timeout)) => (timeout / 2).max(SHRINK_PERIOD_MIN),
+            (IdleOrder::Fifo | IdleOrder::Random | IdleOrder::LeastLoaded, Some(timeout)) => {
+                (timeout / 2).max(SHRINK_PERIOD_MIN)
+            }
             (IdleOrder::Lifo, _) | (_, None) => Duration::MAX,
         }
     }

@@ -84,7 +84,7 @@ fn local_pause(config: &Config) -> BackoffConfig {
 #[derive(Debug)]
 enum Free {
     Line { list: List, lifo: bool },
-    Any(Bag),
+    Any { bag: Bag, choices: u32 },
 }
 
 impl Free {
@@ -92,15 +92,19 @@ impl Free {
         match order {
             IdleOrder::Lifo => Self::Line { list: List::new(), lifo: true },
             IdleOrder::Fifo => Self::Line { list: List::new(), lifo: false },
-            IdleOrder::Random => Self::Any(Bag::new()),
+            IdleOrder::Random => Self::Any { bag: Bag::new(), choices: 1 },
+            IdleOrder::LeastLoaded => Self::Any { bag: Bag::new(), choices: 2 },
         }
     }
 
-    fn pick(&self, rng: &mut Rng) -> Option<u32> {
+    fn pick(&self, slots: &[Slot], rng: &mut Rng) -> Option<u32> {
         match self {
             Self::Line { list, .. } => list.front(),
-            Self::Any(bag) if bag.len() == 0 => None,
-            Self::Any(bag) => Some(bag.at(rng.below(bag.len()))),
+            Self::Any { bag, .. } if bag.len() == 0 => None,
+            Self::Any { bag, .. } if bag.len() == 1 => Some(bag.at(0)),
+            Self::Any { bag, choices } => (0..*choices)
+                .map(|_| bag.at(rng.below(bag.len())))
+                .min_by_key(|index| slots[*index as usize].in_flight),
         }
     }
 
@@ -108,14 +112,14 @@ impl Free {
         match self {
             Self::Line { list, lifo: true } => list.push_front(index),
             Self::Line { list, lifo: false } => list.push_back(index),
-            Self::Any(bag) => bag.insert(index),
+            Self::Any { bag, .. } => bag.insert(index),
         }
     }
 
     fn remove(&mut self, index: u32) {
         match self {
             Self::Line { list, .. } => list.remove(index),
-            Self::Any(bag) => bag.remove(index),
+            Self::Any { bag, .. } => bag.remove(index),
         }
     }
 
@@ -133,14 +137,14 @@ impl Free {
     const fn len(&self) -> u32 {
         match self {
             Self::Line { list, .. } => list.len(),
-            Self::Any(bag) => bag.len(),
+            Self::Any { bag, .. } => bag.len(),
         }
     }
 
     fn contains(&self, index: u32) -> bool {
         match self {
             Self::Line { list, .. } => list.contains(index),
-            Self::Any(bag) => bag.contains(index),
+            Self::Any { bag, .. } => bag.contains(index),
         }
     }
 }
@@ -270,7 +274,7 @@ impl Endpoint {
             }
         };
         if self.tickets.is_empty()
-            && let Some(index) = self.free.pick(cx.rng)
+            && let Some(index) = self.free.pick(&self.slots, cx.rng)
         {
             let lease = self.lease(index, probe);
             self.counters.acquired(AcquireOutcome::Reused);
@@ -285,7 +289,7 @@ impl Endpoint {
         if self.leaving || !self.tickets.is_empty() || self.breaker.state() != BreakerState::Closed {
             return None;
         }
-        let index = self.free.pick(cx.rng)?;
+        let index = self.free.pick(&self.slots, cx.rng)?;
         self.counters.acquired(AcquireOutcome::Reused);
         let lease = self.lease(index, Probe::NONE);
         self.keep_ahead(cx);

@@ -45,6 +45,25 @@ fn random_takes_any() {
 }
 
 #[test]
+fn least_loaded_evens_out_what_connections_carry() {
+    let mut rig = Rig::connected(Config { order: IdleOrder::LeastLoaded, ..shared(4, 100) }, 4);
+    let mut leases: Vec<_> = (0..200).map(|_| rig.lease()).collect();
+    let carried = |leases: &[Lease]| {
+        let mut carried = [0; 4];
+        leases.iter().for_each(|lease| carried[lease.slot().index()] += 1);
+        carried
+    };
+    assert!(carried(&leases).iter().all(|n| (40..=60).contains(n)), "{:?}", carried(&leases));
+    // What one has lost, it gets back before the others get more.
+    let (first, others): (Vec<_>, Vec<_>) = leases.drain(..).partition(|lease| lease.slot().index() == 0);
+    let gone = first.len();
+    first.into_iter().for_each(|lease| rig.release(lease, Outcome::Good));
+    leases = others;
+    leases.extend((0..gone).map(|_| rig.lease()));
+    assert!(carried(&leases)[0] > gone as u32 / 3, "{:?}", carried(&leases));
+}
+
+#[test]
 fn fifo_order_survives_a_slot_that_is_given_more_room_while_somebody_waits() {
     // It was put in the line of free slots while it was full, and a second time when it was not.
     let mut rig = Rig::connected(Config { order: IdleOrder::Fifo, ..shared(1, 9) }, 1);

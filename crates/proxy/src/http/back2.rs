@@ -1,27 +1,23 @@
 //! The backend's side by HTTP/2 (RFC 9113): one connection carries many requests, each a stream.
 
 use std::collections::HashMap;
-use std::future::poll_fn;
-use std::io;
+use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use forebay::dial::{Route, Transport};
-use forebay::stream::PolledStream;
+use forebay::http2::{Carrying, Counted, Heard, Keepalive, Load};
 use forebay::tls::ALPN_HTTP;
-use forebay::{Cause, Connector, Dial, DialError, Reporter};
+use forebay::{Cause, Connector, Dial, DialError};
 use forebay_proxy_core::http1::{
     Announce, Body, HeadError, RequestHead, RequestOut, ResponseHead, Trailers, write_request,
 };
-use h2::client::{Connection, ResponseFuture, SendRequest};
-use h2::{Ping, PingPong};
+use h2::client::{ResponseFuture, SendRequest};
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use super::connector::Dialler;
@@ -68,8 +64,7 @@ impl Spoken {
 #[derive(Debug)]
 pub(crate) struct Conn2 {
     requests: SendRequest<Bytes>,
-    /// Requests in progress.
-    in_flight: Arc<AtomicU32>,
+    load: Arc<Load>,
     /// Dropped with the connection.
     _alive: oneshot::Sender<()>,
 }
@@ -125,22 +120,18 @@ impl Connector for Http2Connector {
             }
             return Err(DialError::new(Cause::Protocol, HANDSHAKE).with_source("it does not speak HTTP/2"));
         }
-        let heard = Arc::new(AtomicU64::new(0));
-        let stream = Heard { stream: PolledStream::new(stream), heard: Arc::clone(&heard) };
+        let load = Arc::new(Load::default());
         let failed = |error: h2::Error| DialError::new(Cause::Protocol, HANDSHAKE).with_source(error);
-        let (requests, connection) = self.builder.handshake(stream).await.map_err(failed)?;
+        let (requests, connection) =
+            self.builder.handshake(Heard::new(stream, &load)).await.map_err(failed)?;
         let (alive, end) = oneshot::channel();
-        let carrying = Carrying {
-            connection,
-            requests: Some(requests.clone()),
-            reporter: dial.reporter,
-            capacity: STREAMS_FIRST as usize,
-            heard,
-            in_flight: Arc::default(),
-        };
-        let in_flight = Arc::clone(&carrying.in_flight);
-        tokio::spawn(carrying.run(end, self.ping_interval));
-        Ok(Conn2 { requests, in_flight, _alive: alive })
+        let capacity = STREAMS_FIRST as usize;
+        let carrying =
+            Carrying::new(connection, requests.clone(), dial.reporter, capacity, Arc::clone(&load));
+        let keepalive =
+            Keepalive { interval: self.ping_interval, timeout: self.ping_interval, while_idle: false };
+        tokio::spawn(carrying.run(end, Some(keepalive)));
+        Ok(Conn2 { requests, load, _alive: alive })
     }
 
     fn capacity(&self, conn: &Conn2) -> u32 {
@@ -149,138 +140,6 @@ impl Connector for Http2Connector {
 
     fn route(&self, endpoint: &BackendAddress) -> Option<Route> {
         Some(Route { transport: Transport::Tcp, local: None, remote: endpoint.address })
-    }
-}
-
-/// What reads and writes a connection.
-struct Carrying {
-    connection: Connection<Heard, Bytes>,
-    /// `None` once nobody has the connection any more, or it takes no more requests: the last of these ends it.
-    requests: Option<SendRequest<Bytes>>,
-    reporter: Reporter,
-    capacity: usize,
-    heard: Arc<AtomicU64>,
-    in_flight: Arc<AtomicU32>,
-}
-
-impl Carrying {
-    async fn run(mut self, mut end: oneshot::Receiver<()>, ping_interval: Duration) {
-        let mut ping = self.connection.ping_pong();
-        let mut pulse = Pulse::default();
-        let mut ticks = tokio::time::interval(ping_interval);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                biased;
-                () = poll_fn(|cx| self.poll(cx, ping.as_mut())) => break,
-                _ = &mut end, if self.requests.is_some() => self.requests = None,
-                // Set off by time alone: a peer that takes nothing would keep a ping from being written, too.
-                _ = ticks.tick() => {
-                    let heard = self.heard.load(Ordering::Relaxed);
-                    let has_streams = self.in_flight.load(Ordering::Relaxed) > 0;
-                    if !pulse.feel(heard, has_streams, ping.as_mut()) {
-                        break;
-                    }
-                }
-            }
-        }
-        // Streams that are left learn of it when the connection is dropped, which is now.
-        let reporter = self.reporter.clone();
-        drop(self);
-        reporter.closed();
-    }
-
-    /// Resolves when the connection is over.
-    fn poll(&mut self, cx: &mut Context<'_>, ping: Option<&mut PingPong>) -> Poll<()> {
-        if Pin::new(&mut self.connection).poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        if let Some(ping) = ping {
-            // That it came is enough.
-            let _ = ping.poll_pong(cx);
-        }
-        let capacity = self.connection.max_concurrent_send_streams();
-        if std::mem::replace(&mut self.capacity, capacity) != capacity {
-            self.reporter.capacity(u32::try_from(capacity).unwrap_or(u32::MAX));
-        }
-        if let Some(requests) = &mut self.requests
-            && matches!(requests.poll_ready(cx), Poll::Ready(Err(_)))
-        {
-            // GOAWAY: what is in flight up to the stream that it names goes on.
-            self.requests = None;
-            self.reporter.goodbye();
-        }
-        Poll::Pending
-    }
-}
-
-/// Finds connections whose other end is gone without a word: while requests are out and nothing comes, it asks for a sign
-/// of life (RFC 9113 §6.7), and gives up when there is none for as long again.
-#[derive(Debug, Default)]
-struct Pulse {
-    heard: u64,
-    /// Whether a sign of life is waited for.
-    asked: bool,
-}
-
-impl Pulse {
-    /// Looks at how many bytes have come. Returns whether the connection may still live.
-    fn feel(&mut self, heard: u64, has_streams: bool, ping: Option<&mut PingPong>) -> bool {
-        if std::mem::replace(&mut self.heard, heard) != heard || !has_streams {
-            self.asked = false;
-            return true;
-        }
-        if std::mem::replace(&mut self.asked, true) {
-            return false;
-        }
-        // One that is still out is as good.
-        let _ = ping.map(|ping| ping.send_ping(Ping::opaque()));
-        true
-    }
-}
-
-/// A stream that counts what comes.
-struct Heard {
-    stream: PolledStream,
-    heard: Arc<AtomicU64>,
-}
-
-impl AsyncRead for Heard {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.heard.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
-        read
-    }
-}
-
-impl AsyncWrite for Heard {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -308,22 +167,6 @@ pub(super) struct Back2<'a> {
     _counted: Counted,
 }
 
-/// A request in progress, until it is dropped.
-struct Counted(Arc<AtomicU32>);
-
-impl Counted {
-    fn new(count: &Arc<AtomicU32>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl<'a> Back2<'a> {
     /// Begins a request on this connection.
     ///
@@ -349,7 +192,7 @@ impl<'a> Back2<'a> {
             receiving: Receiving::default(),
             sending: Sending::new(stream, is_whole),
             has_begun: false,
-            _counted: Counted::new(&conn.in_flight),
+            _counted: Counted::new(&conn.load),
         })
     }
 

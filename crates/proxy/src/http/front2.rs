@@ -72,7 +72,7 @@ impl Http {
     /// Serves a client that speaks HTTP/2. `early` is what was read of it already.
     pub(super) async fn serve2(&self, shell: &Rc<Shell>, mut guest: Guest, early: Vec<u8>) {
         let session = guest.session();
-        let Guest { stream, open: _open, .. } = guest;
+        let Guest { stream, .. } = guest;
         let config = &self.config;
         let handshake = h2::server::Builder::new()
             .max_concurrent_streams(config.streams_max)

@@ -95,6 +95,9 @@ struct Desk {
     back: BackDesk,
 }
 
+/// With what the runtime adds, a task of this size fits 384 bytes; one byte more, and it takes 512.
+const TASK_BYTES_MAX: usize = 280;
+
 /// A client: all that is held of it while it asks for nothing.
 struct Guest {
     stream: Stream,
@@ -103,8 +106,6 @@ struct Guest {
     port: u16,
     history: History,
     alarm: Alarm,
-    /// Counts it.
-    open: Open,
 }
 
 impl Guest {
@@ -126,9 +127,35 @@ impl Guest {
         self.alarm.poll(cx, until, step).map(|()| Waited::Silent)
     }
 
+    /// Waits for its next request for as long as it may ask for nothing.
+    fn rest<'a>(&'a mut self, shell: &'a Shell, idle: Duration) -> Rest<'a> {
+        Rest { until: sys::coarse_now() + idle, drains: shell.drains(), guest: self, shell }
+    }
+
     fn session(&mut self) -> Session {
         let peer = SocketAddr::new(self.peer, self.port);
         Session::new(peer, self.stream.is_encrypted(), std::mem::take(&mut self.history))
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A client that asks for nothing. Written by hand, since this is what there is most of.
+    struct Rest<'a> {
+        guest: &'a mut Guest,
+        shell: &'a Shell,
+        until: Instant,
+        #[pin]
+        drains: Notified<'a>,
+    }
+}
+
+impl Future for Rest<'_> {
+    type Output = Waited;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Waited> {
+        let this = self.project();
+        // The alarm rings once: a step would wake a client for nothing.
+        this.guest.poll(cx, this.shell, this.drains, *this.until, Duration::MAX)
     }
 }
 
@@ -255,19 +282,12 @@ impl Http {
     ///
     /// While the client has asked for nothing for a while, what is held of it is this task: what requests need is boxed,
     /// and an `async fn` would hold its arguments twice.
-    pub(crate) fn serve(
-        this: &Rc<Self>,
-        shell: Rc<Shell>,
-        client: TcpStream,
-        peer: SocketAddr,
-        scheme: Scheme,
-        open: Open,
-    ) {
+    pub(crate) fn serve(this: &Rc<Self>, client: TcpStream, peer: SocketAddr, scheme: Scheme, open: Open) {
         let stream = match (scheme, &this.tls) {
             (Scheme::Plain, _) => Stream::plain(client),
             (Scheme::Https, Some(tls)) => match ServerConnection::new(Arc::clone(tls)) {
                 Ok(tls) => Stream::encrypted(client, tls),
-                Err(_) => return shell.figures.failed_client.add(1),
+                Err(_) => return open.shell().figures.failed_client.add(1),
             },
             // Settings without a certificate have no such listener.
             (Scheme::Https, None) => return,
@@ -278,36 +298,32 @@ impl Http {
             port: peer.port(),
             history: History::default(),
             alarm: Alarm::default(),
-            open,
         };
         let http = Rc::clone(this);
-        tokio::task::spawn_local(async move {
+        let task = async move {
             if guest.stream.is_encrypted() {
                 if !Box::pin(http.shake_hands(&guest.stream)).await {
-                    return shell.figures.failed_client.add(1);
+                    return open.shell().figures.failed_client.add(1);
                 }
                 if guest.stream.speaks(ALPN_HTTP[0]) {
-                    return Box::pin(http.serve2(&shell, guest, Vec::new())).await;
+                    return Box::pin(http.serve2(open.shell(), guest, Vec::new())).await;
                 }
             }
             loop {
-                {
-                    // The alarm rings once: a step would wake a client for nothing.
-                    let idle = http.config.idle_timeout;
-                    let (until, mut drains) = (sys::coarse_now() + idle, pin!(shell.drains()));
-                    match poll_fn(|cx| guest.poll(cx, &shell, drains.as_mut(), until, idle)).await {
-                        Waited::Asked => {}
-                        Waited::Gone => return,
-                        Waited::Silent => return shell.figures.ended_idle.add(1),
-                    }
+                match guest.rest(open.shell(), http.config.idle_timeout).await {
+                    Waited::Asked => {}
+                    Waited::Gone => return,
+                    Waited::Silent => return open.shell().figures.ended_idle.add(1),
                 }
-                match Box::pin(http.serve_busy(&shell, &mut guest)).await {
+                match Box::pin(http.serve_busy(open.shell(), &mut guest)).await {
                     Next::Rests => {}
                     Next::Goes => return,
-                    Next::Http2(early) => return Box::pin(http.serve2(&shell, guest, early)).await,
+                    Next::Http2(early) => return Box::pin(http.serve2(open.shell(), guest, early)).await,
                 }
             }
-        });
+        };
+        debug_assert!(size_of_val(&task) <= TASK_BYTES_MAX, "{} bytes for each client", size_of_val(&task));
+        tokio::task::spawn_local(task);
     }
 
     /// Serves a client until it has asked for nothing for [`BUSY`].

@@ -77,7 +77,7 @@ pub(crate) fn config(draw: &mut Draw) -> Config {
         waiters_max: if draw.chance(25) { draw.number(1, 8) } else { 1024 },
         dials_max: draw.number(1, 16),
         overflow,
-        order: draw.of(&[IdleOrder::Lifo, IdleOrder::Fifo, IdleOrder::Random]),
+        order: draw.of(&[IdleOrder::Lifo, IdleOrder::Fifo, IdleOrder::Random, IdleOrder::LeastLoaded]),
         headroom_percent: draw.of(&[100, 100, 100, 125, 200, 1000]),
         dial_timeout: draw.millis(20, 400),
         idle_timeout: (!draw.chance(15)).then(|| draw.millis(20, 1500)),

@@ -1,0 +1,301 @@
+//! Servers to call: tonic's own with a greeter, and one by HTTP/2 that does what a script says.
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use forebay_grpc::PooledChannel;
+use forebay_grpc::channel::Builder;
+use forebay_grpc::greet::greeter_service_client::GreeterServiceClient;
+use forebay_grpc::greet::greeter_service_server::{GreeterService, GreeterServiceServer};
+use forebay_grpc::greet::{HelloReply, HelloRequest};
+use h2::Reason;
+use h2::server::SendResponse;
+use http::{HeaderMap, Request, Response};
+use prost::Message;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::server::TcpIncoming;
+
+/// Says hello; names that begin with a word in it have it done.
+#[derive(Clone, Default)]
+pub struct Greeter {
+    pub calls: Arc<AtomicU64>,
+    pub seen: Arc<std::sync::Mutex<Vec<HeaderMap>>>,
+}
+
+#[tonic::async_trait]
+impl GreeterService for Greeter {
+    type SayHelloStreamStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<HelloReply, Status>> + Send>>;
+
+    async fn say_hello(
+        &self,
+        request: tonic::Request<HelloRequest>,
+    ) -> Result<tonic::Response<HelloReply>, Status> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.seen.lock().unwrap().push(request.metadata().clone().into_headers());
+        let name = request.into_inner().name;
+        if let Some(pause) = name.strip_prefix("slow ") {
+            tokio::time::sleep(Duration::from_millis(pause.parse().unwrap())).await;
+        }
+        match name.as_str() {
+            "denied" => Err(Status::permission_denied("not you")),
+            "large" => Ok(tonic::Response::new(HelloReply { message: "x".repeat(3 << 20) })),
+            _ => Ok(tonic::Response::new(HelloReply { message: format!("Hello {name}") })),
+        }
+    }
+
+    async fn say_hello_stream(
+        &self,
+        request: tonic::Request<HelloRequest>,
+    ) -> Result<tonic::Response<Self::SayHelloStreamStream>, Status> {
+        let name = request.into_inner().name;
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let (count, size) = match name.as_str() {
+                "endless" => (u64::MAX, 16 << 10),
+                _ => (5, 0),
+            };
+            for n in 0..count {
+                let message = format!("Hello {name} {n}{}", "x".repeat(size));
+                if sender.send(Ok(HelloReply { message })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(tonic::Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// A server that ends when it is dropped.
+pub struct Running {
+    pub address: SocketAddr,
+    task: AbortHandle,
+}
+
+impl Running {
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// tonic's server with a greeter.
+pub async fn tonic_server(greeter: Greeter) -> Running {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = GreeterServiceServer::new(greeter);
+    let server = tonic::transport::Server::builder().add_service(service);
+    let serve = server.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+    let task = tokio::spawn(async { serve.await.unwrap() }).abort_handle();
+    Running { address, task }
+}
+
+pub fn client(channel: &PooledChannel) -> GreeterServiceClient<PooledChannel> {
+    GreeterServiceClient::new(channel.clone())
+}
+
+pub fn builder(server: &Running) -> Builder {
+    PooledChannel::builder(server.url())
+}
+
+pub async fn hello(channel: &PooledChannel, name: &str) -> Result<String, Status> {
+    let request = HelloRequest { name: name.to_owned() };
+    client(channel).say_hello(request).await.map(|reply| reply.into_inner().message)
+}
+
+/// What a scripted server does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Script {
+    /// The stream limit that it announces.
+    pub streams_max: Option<u32>,
+    /// Says goodbye after so many streams of a connection.
+    pub goaway_every: Option<u32>,
+    /// How long each answer takes.
+    pub delay: Duration,
+    /// Resets every stream with this reason.
+    pub reset: Option<Reason>,
+    /// Never answers.
+    pub deaf: bool,
+    /// Refuses what is above so many at once, without having announced it.
+    pub refuses_above: Option<u32>,
+    /// Closes a connection on which nothing is in flight for so long.
+    pub idle_close: Option<Duration>,
+    /// Sends this instead of a message.
+    pub garbage: bool,
+}
+
+/// What a scripted server has seen.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub connections: AtomicU64,
+    pub streams: AtomicU64,
+    pub refused: AtomicU64,
+    pub goaways: AtomicU64,
+    pub open: AtomicU32,
+    pub stopped: AtomicBool,
+}
+
+impl Seen {
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    pub fn streams(&self) -> u64 {
+        self.streams.load(Ordering::Relaxed)
+    }
+}
+
+/// A server by HTTP/2 that does what a script says.
+pub async fn scripted(script: Script) -> (Running, Arc<Seen>) {
+    scripted_at("127.0.0.1:0".parse().unwrap(), script).await
+}
+
+pub async fn scripted_at(address: SocketAddr, script: Script) -> (Running, Arc<Seen>) {
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(Seen::default());
+    let told = Arc::clone(&seen);
+    let task = tokio::spawn(async move {
+        // Ends with this task.
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            told.connections.fetch_add(1, Ordering::Relaxed);
+            connections.spawn(serve(stream, script, Arc::clone(&told)));
+        }
+    })
+    .abort_handle();
+    (Running { address, task }, seen)
+}
+
+async fn serve(stream: TcpStream, script: Script, seen: Arc<Seen>) {
+    let mut builder = h2::server::Builder::new();
+    if let Some(streams) = script.streams_max {
+        builder.max_concurrent_streams(streams);
+    }
+    let Ok(mut connection) = builder.handshake::<_, Bytes>(stream).await else { return };
+    seen.open.fetch_add(1, Ordering::Relaxed);
+    let in_flight = Arc::new(AtomicU32::new(0));
+    let mut streams = 0;
+    loop {
+        let idle = script.idle_close.unwrap_or(Duration::from_secs(3600));
+        let accepted = match tokio::time::timeout(idle, connection.accept()).await {
+            Ok(accepted) => accepted,
+            Err(_) if in_flight.load(Ordering::Relaxed) == 0 && script.idle_close.is_some() => break,
+            Err(_) => continue,
+        };
+        let Some(Ok((request, mut respond))) = accepted else { break };
+        seen.streams.fetch_add(1, Ordering::Relaxed);
+        streams += 1;
+        if script.goaway_every == Some(streams) {
+            seen.goaways.fetch_add(1, Ordering::Relaxed);
+            connection.graceful_shutdown();
+        }
+        if let Some(reason) = script.reset {
+            respond.send_reset(reason);
+            continue;
+        }
+        if script.refuses_above.is_some_and(|most| in_flight.load(Ordering::Relaxed) >= most) {
+            seen.refused.fetch_add(1, Ordering::Relaxed);
+            respond.send_reset(Reason::REFUSED_STREAM);
+            continue;
+        }
+        in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = Arc::clone(&in_flight);
+        tokio::spawn(async move {
+            answer(request, respond, script).await;
+            in_flight.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+    seen.open.fetch_sub(1, Ordering::Relaxed);
+}
+
+async fn answer(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    script: Script,
+) -> Option<()> {
+    let mut body = request.into_body();
+    let mut came = BytesMut::new();
+    while let Some(data) = body.data().await {
+        let data = data.ok()?;
+        body.flow_control().release_capacity(data.len()).ok()?;
+        came.extend_from_slice(&data);
+    }
+    if script.deaf {
+        std::future::poll_fn(|cx| respond.poll_reset(cx)).await.ok()?;
+        return None;
+    }
+    if !script.delay.is_zero() {
+        tokio::time::sleep(script.delay).await;
+    }
+    let name = HelloRequest::decode(came.get(5..)?).ok()?.name;
+    let head = Response::builder().header("content-type", "application/grpc").body(()).ok()?;
+    let mut stream = respond.send_response(head, false).ok()?;
+    let message = HelloReply { message: format!("Hello {name}") };
+    let mut data = BytesMut::new();
+    data.put_u8(0);
+    data.put_u32(if script.garbage { 1000 } else { message.encoded_len() as u32 });
+    data.extend_from_slice(&message.encode_to_vec());
+    stream.send_data(data.freeze(), false).ok()?;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", "0".parse().unwrap());
+    stream.send_trailers(trailers).ok()
+}
+
+/// Waits until this holds, for ten seconds at most.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(tokio::time::Instant::now() < end, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Runs so many calls, `at_once` at a time; returns how many failed, and the first failure.
+pub async fn storm<F: Future<Output = Result<(), Status>> + Send + 'static>(
+    calls: u64,
+    at_once: u64,
+    call: impl Fn(u64) -> F + Clone + Send + 'static,
+) -> (u64, Option<Status>) {
+    let next = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..at_once {
+        let (next, call) = (Arc::clone(&next), call.clone());
+        tasks.spawn(async move {
+            let (mut failed, mut first) = (0, None);
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= calls {
+                    return (failed, first);
+                }
+                if let Err(status) = call(n).await {
+                    failed += 1;
+                    first.get_or_insert(status);
+                }
+            }
+        });
+    }
+    let (mut failed, mut first) = (0, None);
+    while let Some(result) = tasks.join_next().await {
+        let (more, status) = result.unwrap();
+        failed += more;
+        first = first.or(status);
+    }
+    (failed, first)
+}
