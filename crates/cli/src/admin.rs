@@ -5,6 +5,8 @@
 //! | `/metrics` | every metric, in the text format of Prometheus |
 //! | `/pools` | every pool as JSON: counts, limits, percentiles, breaker, last failure and whose it was |
 //! | `POST /dns/flush?name=…` | forgets cached answers: of a name, or with `&subtree=true` of all below it too |
+//! | `/debug/pprof/profile?seconds=&hz=` | where CPU time goes, for `go tool pprof`; `flamegraph` for a browser |
+//! | `/debug/pprof/heap` | who holds memory, once a POST with `?active=true` has asked for it to be noted |
 //! | `/healthz` | 200 while the process lives |
 //! | `/readyz` | 200 while it serves; 503 while it drains, and while a proxy has no backend |
 //!
@@ -15,6 +17,7 @@ mod flush;
 mod limit;
 pub mod metrics;
 mod pools;
+mod profiling;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -70,6 +73,8 @@ struct Shared {
     draining: Arc<AtomicBool>,
     token: Option<Arc<str>>,
     started: Instant,
+    /// Whether a profile is being taken.
+    is_profiling: Arc<AtomicBool>,
 }
 
 /// How long figures are waited for: workers answer within microseconds unless they are stuck.
@@ -86,7 +91,8 @@ impl Admin {
         listener.set_nonblocking(true)?;
         let draining = Arc::new(AtomicBool::new(false));
         let (token, started) = (token.map(Into::into), Instant::now());
-        let shared = Shared { source, draining: Arc::clone(&draining), token, started };
+        let is_profiling = Arc::default();
+        let shared = Shared { source, draining: Arc::clone(&draining), token, started, is_profiling };
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("admin".to_owned()).spawn(move || {
@@ -137,6 +143,9 @@ const PATHS: &str = "\
 /metrics  metrics, in the text format of Prometheus
 /pools    every pool as JSON
 /dns/flush  POST with ?name=example.org: forgets it; with &subtree=true all below it too
+/debug/pprof/profile     where CPU time goes, for go tool pprof; ?seconds=10&hz=99
+/debug/pprof/flamegraph  the same for a browser
+/debug/pprof/heap        who holds memory, for go tool pprof; POST ?active=true before
 /healthz  200 while the process lives
 /readyz   200 while it serves; 503 while it drains, and while a proxy has no backend
 ";
@@ -146,6 +155,9 @@ fn router(shared: Shared) -> Router {
         .route("/metrics", get(metrics))
         .route("/pools", get(pools))
         .route("/dns/flush", post(flush::flush))
+        .route("/debug/pprof/profile", get(profiling::profile))
+        .route("/debug/pprof/flamegraph", get(profiling::flame_graph))
+        .route("/debug/pprof/heap", get(profiling::heap).post(profiling::note_heap))
         .fallback(async || (StatusCode::NOT_FOUND, PATHS))
         .layer(middleware::from_fn_with_state(shared.clone(), guard));
     Router::new()

@@ -150,7 +150,8 @@ pub struct ProxyArgs {
 /// The options of every server. They go before what a file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct ServeArgs {
-    /// Where /metrics, /pools, /healthz and /readyz are served, or `none` [default: 127.0.0.1:9053].
+    /// Where /metrics, /pools, /healthz, /readyz and profiles (/debug/pprof) are served, or `none`
+    /// [default: 127.0.0.1:9053].
     #[arg(long, value_name = "ADDR", global = true, help_heading = "Every server")]
     pub admin: Option<AdminListen>,
     /// The least important level that is logged [default: info].

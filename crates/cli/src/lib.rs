@@ -10,6 +10,7 @@
 //! | [`admin`] | figures and health over HTTP; every metric is declared there |
 //! | `serve` | a server from its start to its end by a signal |
 //! | `demo` | upstreams, a server in front of them and load, in one process, to look at |
+//! | `profile` | where this process spends its CPU time, and who holds its memory |
 //! | `bench` | load generators from the command line |
 //! | `logs`, `machine`, `failure` | the log, what this machine gives, how the command ends |
 
@@ -22,6 +23,7 @@ mod demo;
 mod failure;
 mod logs;
 mod machine;
+mod profile;
 mod serve;
 
 use std::fs;

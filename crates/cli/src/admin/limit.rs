@@ -13,10 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 
+use super::profiling::SECONDS_MAX;
+
 /// Connections at once; more wait in the kernel. A scraper or two need one each.
 const CONNECTIONS_MAX: usize = 64;
-/// How long one connection may last: a scrape takes milliseconds.
-const AGE_MAX: Duration = Duration::from_secs(30);
+/// How long one connection may last: as long as a profile at most takes, and half a minute for its names. A scrape takes
+/// milliseconds.
+const AGE_MAX: Duration = Duration::from_secs(SECONDS_MAX as u64 + 30);
 
 /// A listener that gives out at most [`CONNECTIONS_MAX`] connections at once.
 pub(super) struct Limited {

@@ -126,6 +126,31 @@ fn a_flush_forgets_a_name_or_a_subtree_and_says_how_much_that_was() {
 }
 
 #[test]
+fn a_profile_that_cannot_be_is_refused_with_what_can() {
+    let (_upstream, server) = server();
+    let admin = admin(&server, Some("0123456789abcdef"));
+    let token = "Authorization: Bearer 0123456789abcdef\r\n";
+    for path in ["profile", "flamegraph", "heap"] {
+        let path = format!("/debug/pprof/{path}");
+        assert_eq!(ask(&admin, &path, "").0, 401, "{path} needs the token");
+        let (status, body) = ask(&admin, &format!("{path}?minutes=1"), token);
+        assert!(status == 400 && body.contains("minutes"), "{status}: {body}");
+    }
+    for query in ["seconds=61", "hz=1000"] {
+        let (status, body) = ask(&admin, &format!("/debug/pprof/flamegraph?{query}"), token);
+        let what_can = "1 to 60 seconds, 1 to 999 samples";
+        assert!(
+            status == 400 && body.contains(&query.replace('=', ": `")) && body.contains(what_can),
+            "{body}"
+        );
+    }
+    assert_eq!(request(&admin, "POST", "/debug/pprof/profile", token).0, 405);
+    let from_a_page = format!("{token}Origin: https://example.org\r\nContent-Length: 0\r\n");
+    assert_eq!(request(&admin, "POST", "/debug/pprof/heap?active=true", &from_a_page).0, 403);
+    assert!(ask(&admin, "/debug", token).1.contains("/debug/pprof/flamegraph"));
+}
+
+#[test]
 fn pools_say_what_each_pool_does() {
     let (upstream, server) = server();
     let admin = admin(&server, None);

@@ -11,6 +11,8 @@
 //! | [`process`] | descriptors, local ports, cores |
 //! | [`pipe`] | bytes from one stream to another that never come to this process |
 //! | [`epoll`] | waiting for descriptors without a runtime (for load generators) |
+//! | `heap` | who holds memory, by jemalloc (feature `jemalloc`) |
+//! | [`sample`] | what threads do with their CPU time, taken by a signal |
 
 #![allow(
     unsafe_code,
@@ -24,10 +26,13 @@
 mod address;
 pub mod clock;
 pub mod epoll;
+#[cfg(feature = "jemalloc")]
+pub mod heap;
 #[doc(hidden)]
 pub mod netns;
 pub mod pipe;
 pub mod process;
+pub mod sample;
 pub mod socket;
 pub mod udp;
 
