@@ -106,10 +106,11 @@ impl Body for PooledBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        let result = this.poll_stream(cx);
-        if result.is_pending()
-            && let Some(deadline) = &mut this.deadline
-            && deadline.poll(cx).is_ready()
+        // What comes faster than it is read never lets anybody wait.
+        let is_late = this.deadline.as_ref().is_some_and(Deadline::has_passed);
+        let result = if is_late { Poll::Pending } else { this.poll_stream(cx) };
+        if let Some(deadline) = &mut this.deadline
+            && (is_late || result.is_pending() && deadline.poll(cx).is_ready())
         {
             // Dropping the lease and the stream cancels the call.
             this.held = None;

@@ -383,6 +383,7 @@ impl Builder {
         let watched = Arc::new(Watched::default());
         let watches = Arc::new(Watches::new(self.health_service.unwrap_or_default()));
         let (lost, goaways) = (Arc::new(Notify::new()), Arc::new(AtomicU64::new(0)));
+        let cut = watch::Sender::new(false);
         let manner = Manner {
             stream_window: self.stream_window,
             streams_max: self.streams_max,
@@ -400,6 +401,7 @@ impl Builder {
             Arc::clone(&watched),
             Arc::clone(&lost),
             Arc::clone(&goaways),
+            cut.subscribe(),
         );
         let fixed = |origin: &Arc<Origin>| {
             origin.address().map(|address: SocketAddr| Peer { address, origin: Arc::clone(origin) })
@@ -442,6 +444,7 @@ impl Builder {
                 has_many: AtomicBool::new(peers.len() > 1),
                 observed: AtomicU32::new(0),
                 goaways,
+                cut,
                 keeper,
             }
         });

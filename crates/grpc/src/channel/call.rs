@@ -31,7 +31,7 @@ const ASKS_MAX: usize = 4;
 const SENT_UNASKED_MAX: usize = 16 << 10;
 /// How much room is asked for at once.
 const PIECE_BYTES_MAX: usize = 64 << 10;
-/// The pause before a call goes to the connection that refused it, if there is no other.
+/// The pause before a call is sent for the third time, or to the connection that has refused it; it doubles with each.
 const REFUSED_PAUSE: Duration = Duration::from_millis(5);
 
 pub(super) type Lease = forebay::Lease<GrpcConnector, forebay::Shared>;
@@ -94,6 +94,11 @@ impl Deadline {
         Self { at, sleep: None }
     }
 
+    /// Whether it has passed, for those who never have to wait.
+    pub(super) fn has_passed(&self) -> bool {
+        Instant::now() >= self.at
+    }
+
     /// Whether it has passed; wakes the task when it does.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.sleep.get_or_insert_with(|| Box::pin(sleep_until(self.at))).as_mut().poll(cx)
@@ -139,8 +144,10 @@ impl PooledFuture {
 
     /// Gets a connection at once, or stands in line for one.
     fn acquire(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
-        let refused_by = self.call.as_ref().and_then(|call| call.refused_by);
-        if let Some(lease) = self.channel.shared.pool.try_acquire() {
+        let (refused_by, tries) = self.call.as_ref().map_or((None, 0), |call| (call.refused_by, call.tries));
+        if tries < 2
+            && let Some(lease) = self.channel.shared.pool.try_acquire()
+        {
             if refused_by != Some(lease.slot()) {
                 return self.send(lease, cx);
             }
@@ -154,7 +161,7 @@ impl PooledFuture {
             lease.unused();
         }
         let deadline = self.deadline.as_ref().map(|deadline| deadline.at);
-        let pause = refused_by.map_or(Duration::ZERO, |_| REFUSED_PAUSE);
+        let pause = refused_by.map_or(Duration::ZERO, |_| REFUSED_PAUSE * (1 << tries.saturating_sub(1)));
         self.state = State::Line(Box::pin(line_up(self.channel.clone(), deadline, pause)));
         Ok(())
     }

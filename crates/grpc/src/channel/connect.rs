@@ -17,7 +17,7 @@ use forebay::{Cause, Connector, Dial, DialError, Reporter};
 use h2::Reason;
 use h2::client::SendRequest;
 use rustls::pki_types::ServerName;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::timeout;
 
 use super::health::Watches;
@@ -33,6 +33,9 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Streams that were cancelled and of which frames may still come: that many are remembered, so that those frames are not
 /// taken for errors.
 const RESET_STREAMS_REMEMBERED: usize = 4096;
+
+/// Of a server that refuses one of so few calls nothing is learnt: it has other reasons.
+const LEARNT_MIN: u32 = 4;
 
 /// Bytes that wait to be written to one stream.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
@@ -92,9 +95,13 @@ impl Conn {
         self.reporter.goodbye();
     }
 
-    /// The server refused a stream: it takes no more than there are now.
+    /// The server refused a stream, though it had not said that it would: it takes fewer than there are now. How many of
+    /// those will be refused, too, is not known yet, so a quarter less is tried.
     pub(super) fn note_refused(&self) {
-        self.reporter.capacity(self.load.in_flight().max(1));
+        let now = self.load.in_flight();
+        if now >= LEARNT_MIN {
+            self.reporter.capacity(now - now / 4);
+        }
     }
 
     /// Whether this is the first who tells of its end.
@@ -117,6 +124,8 @@ pub(super) struct GrpcConnector {
     lost: Arc<Notify>,
     /// How many connections their servers have sent away.
     goaways: Arc<AtomicU64>,
+    /// Becomes true when all connections are to end, whatever is on them.
+    cut: watch::Receiver<bool>,
 }
 
 impl GrpcConnector {
@@ -126,6 +135,7 @@ impl GrpcConnector {
         watched: Arc<Watched>,
         lost: Arc<Notify>,
         goaways: Arc<AtomicU64>,
+        cut: watch::Receiver<bool>,
     ) -> Self {
         let mut builder = h2::client::Builder::new();
         // A call whose answer nobody reads must not stand in the way of others: there is room for all of them.
@@ -151,6 +161,7 @@ impl GrpcConnector {
             patience: Arc::default(),
             lost,
             goaways,
+            cut,
         }
     }
 
@@ -216,8 +227,15 @@ impl GrpcConnector {
         let (lost, goaways, patience) =
             (Arc::clone(&self.lost), Arc::clone(&self.goaways), Arc::clone(&self.patience));
         let (keepalive, who) = (self.keepalive(peer), peer.clone());
+        let (mut cut, reporter) = (self.cut.clone(), dial.reporter.clone());
         tokio::spawn(async move {
-            let goaway = carrying.run(end, keepalive).await;
+            let goaway = tokio::select! {
+                goaway = carrying.run(end, keepalive) => goaway,
+                Ok(_) = cut.wait_for(|cut| *cut) => {
+                    reporter.closed();
+                    None
+                }
+            };
             drop(ready);
             goaways.fetch_add(u64::from(goaway.is_some()), Ordering::Relaxed);
             if let (Some(Reason::ENHANCE_YOUR_CALM), Some(keepalive)) = (goaway, keepalive) {

@@ -89,6 +89,8 @@ struct Shared {
     has_many: AtomicBool,
     observed: AtomicU32,
     goaways: Arc<AtomicU64>,
+    /// Ends all connections.
+    cut: watch::Sender<bool>,
     /// `None` when there is no name to look up.
     keeper: Option<AbortHandle>,
 }
@@ -196,6 +198,7 @@ impl PooledChannel {
     /// The drain goes on when the future is dropped, without an end to its time.
     pub async fn drain(&self, limit: Duration) -> u32 {
         let left = self.shared.pool.drain(std::time::Instant::now() + limit).await;
+        self.shared.cut.send_replace(true);
         self.shared.watched.shut_down();
         left
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use h2::Reason;
 use h2::server::SendResponse;
 use http::{HeaderMap, Request, Response};
 use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -298,4 +300,111 @@ pub async fn storm<F: Future<Output = Result<(), Status>> + Send + 'static>(
         first = first.or(status);
     }
     (failed, first)
+}
+
+/// A frame of HTTP/2 (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend_from_slice(&[kind, flags]);
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// SETTINGS with a stream limit.
+fn streams_max(streams: u32) -> Vec<u8> {
+    let mut payload = vec![0, 3];
+    payload.extend_from_slice(&streams.to_be_bytes());
+    frame(4, 0, 0, &payload)
+}
+
+/// A whole answer: head, message, trailers.
+fn whole_answer(stream: u32) -> Vec<u8> {
+    let mut head = vec![0x88, 0x0f, 0x10, 16];
+    head.extend_from_slice(b"application/grpc");
+    let mut trailers = vec![0, 11];
+    trailers.extend_from_slice(b"grpc-status");
+    trailers.extend_from_slice(&[1, b'0']);
+    let message = [0, 0, 0, 0, 4, 0x0a, 2, b'h', b'i'];
+    [frame(1, 4, stream, &head), frame(0, 0, stream, &message), frame(1, 5, stream, &trailers)].concat()
+}
+
+/// A server that takes `first` calls on a connection, and after fifty of them `then`. It is written by hand: libraries set
+/// their limit once. Counts as refused what a client sends beyond the limit that it has acknowledged.
+pub async fn lowering(first: u32, then: u32) -> (Running, Arc<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(Seen::default());
+    let told = Arc::clone(&seen);
+    let task = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            told.connections.fetch_add(1, Ordering::Relaxed);
+            connections.spawn(lower(stream, first, then, Arc::clone(&told)));
+        }
+    })
+    .abort_handle();
+    (Running { address, task }, seen)
+}
+
+async fn lower(stream: TcpStream, first: u32, then: u32, seen: Arc<Seen>) -> io::Result<()> {
+    let (mut read, mut write) = stream.into_split();
+    let (out, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+    let in_flight = Arc::new(AtomicU32::new(0));
+    let writer = tokio::spawn(async move {
+        while let Some(bytes) = queue.recv().await {
+            write.write_all(&bytes).await?;
+        }
+        io::Result::Ok(())
+    });
+    let send = |bytes| drop(out.send(bytes));
+    send(streams_max(first));
+    read.read_exact(&mut [0; 24]).await?;
+    let (mut limit, mut streams, mut acks) = (first, 0, 0);
+    loop {
+        let mut head = [0; 9];
+        if read.read_exact(&mut head).await.is_err() {
+            drop(out);
+            return writer.await?;
+        }
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        read.read_exact(&mut payload).await?;
+        let (kind, flags) = (head[3], head[4]);
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        match kind {
+            0 => {
+                let len = (payload.len() as u32).to_be_bytes();
+                send(frame(8, 0, 0, &len));
+                if flags & 1 != 0 {
+                    let (out, in_flight) = (out.clone(), Arc::clone(&in_flight));
+                    tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        in_flight.fetch_sub(1, Ordering::Relaxed);
+                        drop(out.send(whole_answer(stream)));
+                    });
+                }
+            }
+            1 => {
+                streams += 1;
+                seen.streams.fetch_add(1, Ordering::Relaxed);
+                if in_flight.fetch_add(1, Ordering::Relaxed) >= limit {
+                    seen.refused.fetch_add(1, Ordering::Relaxed);
+                }
+                if streams == 50 {
+                    send(streams_max(then));
+                }
+            }
+            4 if flags & 1 != 0 => {
+                acks += 1;
+                // From now on; those that are out may be more.
+                if acks == 2 {
+                    limit = then;
+                }
+            }
+            4 => send(frame(4, 1, 0, &[])),
+            6 if flags & 1 == 0 => send(frame(6, 1, 0, &payload)),
+            _ => {}
+        }
+    }
 }
