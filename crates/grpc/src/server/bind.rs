@@ -51,3 +51,50 @@ fn bind_one(
     let listeners = (0..workers).map(|_| bind(address, true)).collect::<io::Result<_>>()?;
     Ok((address, listeners))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::server::ServerSettings;
+
+    #[test]
+    fn connections_have_the_options_of_the_settings() {
+        for (nodelay, keepalive) in [(true, Some(Duration::from_secs(600))), (false, None)] {
+            let settings = ServerSettings {
+                tcp_nodelay: nodelay,
+                tcp_keepalive: keepalive,
+                ..ServerSettings::default()
+            };
+            let any = "127.0.0.1:0".parse().unwrap();
+            let (addresses, listeners) = bind_all(&[any], 1, &settings.tcp()).unwrap();
+            let _client = TcpStream::connect(addresses[0]).unwrap();
+            let accepted = loop {
+                match listeners[0][0].accept() {
+                    Ok((accepted, _)) => break accepted,
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+            };
+            let socket = socket2::SockRef::from(&accepted);
+            assert_eq!(accepted.nodelay().unwrap(), nodelay);
+            assert_eq!(socket.keepalive().unwrap(), keepalive.is_some());
+            if let Some(time) = keepalive {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), time);
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), time / 10);
+            }
+        }
+    }
+
+    #[test]
+    fn every_worker_has_a_listener_of_its_own() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (addresses, listeners) = bind_all(&[any, any], 3, &ServerSettings::default().tcp()).unwrap();
+        assert_eq!((addresses.len(), listeners.len()), (2, 3));
+        for worker in listeners {
+            let bound: Vec<_> = worker.iter().map(|listener| listener.local_addr().unwrap()).collect();
+            assert_eq!(bound, addresses);
+        }
+    }
+}

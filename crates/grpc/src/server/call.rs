@@ -29,6 +29,9 @@ use super::worker::Worker;
 /// here if the client has given none.
 const AT_ONCE_BYTES: usize = 16 << 10;
 
+/// A response of up to this length is copied out of its buffer, which tonic makes of 8 KiB.
+const COPIED_BYTES: usize = 1 << 10;
+
 /// How a call has ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ended {
@@ -304,6 +307,8 @@ impl Sending {
                     return Some(if was_within { self.break_off(status.code()) } else { self.end(&status) });
                 }
                 if std::mem::take(&mut self.is_first) && data.len() <= AT_ONCE_BYTES {
+                    // The buffer of a short message is large: better the next call has it, while it is in the cache.
+                    let data = if data.len() <= COPIED_BYTES { Bytes::copy_from_slice(&data) } else { data };
                     return self.stream.send_data(data, false).is_err().then_some(Ended::Left);
                 }
                 self.stream.reserve_capacity(data.len());

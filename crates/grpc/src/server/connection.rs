@@ -9,6 +9,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use tokio::time::Sleep;
 use tonic::Status;
 
 use super::Peer;
+use super::bell::Bell;
 use super::body::RequestBody;
 use super::call::{Call, Ended, caught, refuse};
 use super::head::{self, NoCall};
@@ -95,6 +97,8 @@ async fn begin(worker: &Worker, socket: TcpStream, watch: Rc<Watch>) -> Option<H
 struct Connection {
     worker: Rc<Worker>,
     http: Http,
+    /// What HTTP/2 rings, once it is known for whom.
+    bell: Option<(Arc<Bell>, Waker)>,
     peer: SocketAddr,
     watch: Rc<Watch>,
     /// What of `watch` has been counted.
@@ -137,6 +141,7 @@ impl Connection {
             own_pings: settings.keepalive_interval.and_then(|_| http.ping_pong()),
             guard: PingGuard::new(settings.ping_interval_min),
             http,
+            bell: None,
             peer,
             watch,
             counted: (0, 0),
@@ -159,6 +164,27 @@ impl Connection {
         if self.is_over {
             return self.poll_end(cx);
         }
+        let (bell, waker) = match self.bell.take() {
+            Some(known) if known.0.wakes(cx.waker()) => known,
+            _ => {
+                let bell = Bell::new(cx.waker());
+                let waker = Waker::from(Arc::clone(&bell));
+                (bell, waker)
+            }
+        };
+        bell.begin_work();
+        let polled = self.work(cx, &bell, &mut Context::from_waker(&waker));
+        bell.end_work();
+        self.bell = Some((bell, waker));
+        self.count_bytes();
+        if polled.is_pending() && self.is_over {
+            return self.poll_end(cx);
+        }
+        polled
+    }
+
+    /// Does all that can be done without waiting. `rings` is what HTTP/2 wakes.
+    fn work(&mut self, cx: &mut Context<'_>, bell: &Bell, rings: &mut Context<'_>) -> Poll<()> {
         if let Some(drains) = &mut self.drains {
             let is_notified = drains.as_mut().poll(cx).is_ready();
             if is_notified || self.worker.drain_until().is_some() {
@@ -168,7 +194,9 @@ impl Connection {
         }
         let mut arrived = self.worker.take_desk();
         let polled = loop {
-            match self.poll_arrivals(cx, &mut arrived) {
+            // What rang before is done now.
+            bell.take_rang();
+            match self.poll_arrivals(rings, &mut arrived) {
                 Poll::Ready(()) => break Poll::Ready(()),
                 Poll::Pending if self.is_over => break Poll::Pending,
                 Poll::Pending => {}
@@ -180,16 +208,12 @@ impl Connection {
             if self.is_over {
                 break Poll::Pending;
             }
-            if !(began || ended || stepped) {
+            if !(began || ended || stepped || bell.take_rang()) {
                 break Poll::Pending;
             }
         };
         arrived.clear();
         self.worker.give_desk(arrived);
-        self.count_bytes();
-        if polled.is_pending() && self.is_over {
-            return self.poll_end(cx);
-        }
         polled
     }
 

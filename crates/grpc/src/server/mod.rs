@@ -48,6 +48,7 @@
 //! says NOT_SERVING by the health service, and ends when the last call has, or its time is up. h2 cannot send the words
 //! `too_many_pings` with a GOAWAY, by which some clients ping less from then on; its code says the same.
 
+mod bell;
 mod bind;
 mod body;
 mod call;
