@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`dns`] | DNS load over UDP and TCP, closed or open loop, every answer checked |
 //! | [`backend`] | scripted TCP and HTTP/1.1 backends: stamping, late, cut off, wrongly framed |
+//! | [`grpc`] | gRPC load: unary and streaming calls of any method through a pooled channel |
 //! | [`http`] | HTTP load by HTTP/1.1 and HTTP/2, plain or TLS, over kept, pooled or single-use connections |
 //! | [`tcp`] | TCP load: a connection per request, kept or pooled connections, bulk |
 //! | [`responder`] | a scripted DNS upstream: late, lossy, lying, refusing, or just fast |
@@ -12,6 +13,7 @@
 
 pub mod backend;
 pub mod dns;
+pub mod grpc;
 pub mod http;
 pub mod load;
 pub mod message;

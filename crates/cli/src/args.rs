@@ -243,6 +243,15 @@ Examples:
   forebay bench http http://127.0.0.1:8080/upload --method POST --body 64KiB --json
   forebay bench http http://127.0.0.1:8080/ --pattern claims --pool 10")]
     Http(Box<HttpBenchArgs>),
+    /// Put load on a gRPC server through a pooled channel, and report latency, codes and how far connections were reused.
+    #[command(after_help = "\
+Examples:
+  forebay bench grpc http://127.0.0.1:50051 --clients 50 --requests 200
+  forebay bench grpc http://127.0.0.1:50051 --duration 10s --connections 1     one connection, against the pool
+  forebay bench grpc http://127.0.0.1:50051 --rate 20000 --server-pid $(pidof forebay) --json
+  forebay bench grpc https://localhost:50051 --ca ca.pem --streaming --payload 4KiB
+  forebay bench grpc http://127.0.0.1:50051 --method grpc.health.v1.Health/Check --data '{\"service\": \"\"}'")]
+    Grpc(Box<GrpcBenchArgs>),
 }
 
 /// The options of `bench dns`.
@@ -353,6 +362,74 @@ pub struct TcpBenchArgs {
     /// Report as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// The options of `bench grpc`.
+#[derive(Debug, clap::Args)]
+pub struct GrpcBenchArgs {
+    /// Where the server is; http or https.
+    #[arg(value_name = "URL")]
+    pub url: String,
+    /// What to call, as package.Service/Method: unary, or with a stream of answers; the server must describe it by
+    /// reflection [default: the greeter].
+    #[arg(long, value_name = "METHOD", conflicts_with_all = ["streaming", "payload"])]
+    pub method: Option<String>,
+    /// The message of each call, as JSON.
+    #[arg(long, value_name = "JSON", default_value = "{}", requires = "method")]
+    pub data: String,
+    /// Call the greeter's SayHelloStream, which answers several times, rather than SayHello.
+    #[arg(long)]
+    pub streaming: bool,
+    /// Size of the name that is greeted.
+    #[arg(long, value_name = "SIZE", default_value = "5B")]
+    pub payload: Size,
+    /// Connections at most, or auto: as many as calls need.
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = connections)]
+    pub connections: Connections,
+    /// Those who make calls, each one at a time.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub clients: usize,
+    /// How many calls each of them makes [default: as many as fit into the duration].
+    #[arg(long, value_name = "N")]
+    pub requests: Option<u64>,
+    /// How long to go on [default: 5s, or until the requests are made].
+    #[arg(long, value_name = "TIME")]
+    pub duration: Option<Span>,
+    /// Calls per second to begin, whatever the answers (open loop) [default: as fast as answers come].
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<f64>,
+    /// When a call without its end has failed.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub timeout: Span,
+    /// PEM file of the certificates to trust [default: those that this machine trusts].
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Threads to send from.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub threads: NonZeroUsize,
+    /// Core to run on (the first thread; others on the following ones).
+    #[arg(long, value_name = "CORE")]
+    pub pin: Option<usize>,
+    /// Process whose CPU time per call to report.
+    #[arg(long, visible_alias = "pid", value_name = "PID")]
+    pub server_pid: Option<i32>,
+    /// Report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How many connections a channel may have; `None` is as it decides.
+pub type Connections = Option<u32>;
+
+/// Reads `auto` or a number of connections.
+fn connections(text: &str) -> Result<Connections, String> {
+    match text {
+        "auto" => Ok(None),
+        _ => match text.parse() {
+            Ok(connections) if connections > 0 => Ok(Some(connections)),
+            _ => Err("auto, or how many connections there may be".to_owned()),
+        },
+    }
 }
 
 /// The options of `bench http`.

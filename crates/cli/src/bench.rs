@@ -4,14 +4,15 @@ use std::ops::ControlFlow;
 
 use forebay::dial::Roots;
 use forebay_bench::dns::{self, BenchError, DnsLoad, Transport, Verify};
+use forebay_bench::grpc::{self, GrpcLoad, Method};
 use forebay_bench::http::{self, HttpLoad};
 use forebay_bench::pool::PoolBench;
 use forebay_bench::tcp::{self, Pattern, TcpLoad};
 use serde::Serialize;
 
 use crate::args::{
-    BenchArgs, BenchCommand, DnsBenchArgs, HttpBenchArgs, HttpPattern, PoolBenchArgs, PoolChoice,
-    TcpBenchArgs, TcpPattern,
+    BenchArgs, BenchCommand, DnsBenchArgs, GrpcBenchArgs, HttpBenchArgs, HttpPattern, PoolBenchArgs,
+    PoolChoice, TcpBenchArgs, TcpPattern,
 };
 use crate::failure::{Failure, say};
 
@@ -21,6 +22,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         BenchCommand::Pool(args) => run_pool(args),
         BenchCommand::Tcp(args) => run_tcp(args),
         BenchCommand::Http(args) => run_http(args),
+        BenchCommand::Grpc(args) => run_grpc(args),
     }
 }
 
@@ -134,6 +136,49 @@ fn http_load(args: &HttpBenchArgs) -> HttpLoad {
     }
 }
 
+fn run_grpc(args: &GrpcBenchArgs) -> Result<(), Failure> {
+    let mut load = grpc_load(args);
+    if let Some(file) = &args.ca {
+        let roots = Roots::from_pem_file(file).map_err(|error| Failure::wrong(format!("--ca: {error}")))?;
+        load.roots = Some(roots);
+    }
+    let report = grpc::run(&load).map_err(failure)?;
+    say_report(&report, args.json);
+    match &report.figures.last_error {
+        Some(error) if report.figures.answered == 0 => {
+            Err(Failure::failed(format!("{}: no call was answered: {error}", load.url)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// All but the certificates, which are in a file.
+fn grpc_load(args: &GrpcBenchArgs) -> GrpcLoad {
+    let default = GrpcLoad::new(args.url.clone());
+    let method = match &args.method {
+        Some(name) => Method::Described { name: name.clone(), json: args.data.clone() },
+        None => Method::Hello { payload: args.payload.bytes as usize, is_streaming: args.streaming },
+    };
+    let duration = match (&args.duration, args.requests) {
+        (Some(duration), _) => Some(duration.0),
+        (None, Some(_)) => None,
+        (None, None) => default.duration,
+    };
+    GrpcLoad {
+        method,
+        connections: args.connections,
+        clients: args.clients,
+        requests: args.requests,
+        duration,
+        rate: args.rate,
+        timeout: args.timeout.0,
+        threads: args.threads.get(),
+        pin: args.pin,
+        server_pid: args.server_pid,
+        ..default
+    }
+}
+
 fn pool_size(choice: PoolChoice, clients: usize) -> Option<u32> {
     match choice {
         PoolChoice::Off => None,
@@ -208,6 +253,41 @@ mod tests {
         assert_eq!((load.pool, load.clients), (Some(6), 6));
         assert_eq!(parsed("forebay bench tcp 127.0.0.1:1 --pattern bulk").pattern, Pattern::Bulk);
         assert!(Args::try_parse_from(["forebay", "bench", "tcp", "127.0.0.1:1", "--pool", "0"]).is_err());
+    }
+
+    #[test]
+    fn every_option_of_grpc_reaches_its_setting() {
+        let parsed = |line: &str| match Args::try_parse_from(line.split_ascii_whitespace()).unwrap().command {
+            Some(Command::Bench(BenchArgs { command: BenchCommand::Grpc(args) })) => grpc_load(&args),
+            other => panic!("{other:?}"),
+        };
+        let load = parsed(
+            "forebay bench grpc https://x:1 --streaming --payload 4KiB --connections 3 --clients 8 --requests 7 \
+             --duration 2s --rate 100 --timeout 1s --threads 2 --pin 1 --pid 4",
+        );
+        assert_eq!(load.url, "https://x:1");
+        assert_eq!(load.method, Method::Hello { payload: 4096, is_streaming: true });
+        assert_eq!((load.connections, load.clients, load.requests), (Some(3), 8, Some(7)));
+        assert_eq!((load.duration, load.timeout), (Some(Duration::from_secs(2)), Duration::from_secs(1)));
+        assert_eq!((load.rate, load.threads, load.pin, load.server_pid), (Some(100.0), 2, Some(1), Some(4)));
+        let load = parsed("forebay bench grpc http://x");
+        assert_eq!((load.clients, load.connections, load.requests), (50, None, None));
+        assert_eq!(load.method, Method::Hello { payload: 5, is_streaming: false });
+        assert_eq!(load.duration, Some(Duration::from_secs(5)));
+        assert_eq!(
+            parsed("forebay bench grpc http://x --requests 200").duration,
+            None,
+            "until they are made"
+        );
+        let load = parsed("forebay bench grpc http://x --connections auto --method a.B/C --data {\"d\":1}");
+        let (name, json) = ("a.B/C".to_owned(), "{\"d\":1}".to_owned());
+        assert_eq!((load.connections, load.method), (None, Method::Described { name, json }));
+        for wrong in
+            ["--connections 0", "--data {}", "--method a.B/C --streaming", "--method a.B/C --payload 1B"]
+        {
+            let line = format!("forebay bench grpc http://x {wrong}");
+            assert!(Args::try_parse_from(line.split_ascii_whitespace()).is_err(), "{wrong}");
+        }
     }
 
     #[test]
