@@ -1,7 +1,8 @@
 //! Calls a greeter through one pooled channel, or through so many channels of tonic, and says what a call costs:
 //! `channels ADDRESS pooled|tonic[:N] IN_FLIGHT SECONDS [THREADS]`.
 //!
-//! Prints one line: who, calls per second, CPU of this process per call in µs, p50 and p99 in µs, failed calls.
+//! Prints one line: who, calls per second, CPU of this process per call in µs, p50 and p99 in µs, failed calls, and all
+//! calls, those before and after the measurement included.
 
 use std::error::Error;
 use std::future::Future;
@@ -77,12 +78,13 @@ async fn run(address: &str, who: &str, in_flight: usize, span: Duration) -> Resu
     let at = |percent: usize| all.get(all.len() * percent / 100).copied().unwrap_or_default().as_micros();
     let calls = all.len().max(1) as f64;
     println!(
-        "{who:<10} {:>9.0} {:>8.2} {:>8} {:>8} {:>6}",
+        "{who:<10} {:>9.0} {:>8.2} {:>8} {:>8} {:>6} {:>9}",
         calls / took.as_secs_f64(),
         spent.as_secs_f64() * 1e6 / calls,
         at(50),
         at(99),
-        tally.failed.load(Ordering::Relaxed)
+        tally.failed.load(Ordering::Relaxed),
+        tally.all.load(Ordering::Relaxed)
     );
     Ok(())
 }
@@ -96,6 +98,7 @@ struct Tally {
     counts: AtomicBool,
     ends: AtomicBool,
     failed: AtomicU64,
+    all: AtomicU64,
 }
 
 async fn caller<F: Future<Output = Result<(), Status>>>(
@@ -106,6 +109,7 @@ async fn caller<F: Future<Output = Result<(), Status>>>(
     while !tally.ends.load(Ordering::Relaxed) {
         let began = Instant::now();
         let result = call().await;
+        tally.all.fetch_add(1, Ordering::Relaxed);
         if tally.counts.load(Ordering::Relaxed) {
             took.push(began.elapsed());
             tally.failed.fetch_add(u64::from(result.is_err()), Ordering::Relaxed);
