@@ -176,8 +176,12 @@ impl Carrying {
             }
         }
         // Streams that are left learn of it when the connection is dropped, which is now.
-        let (reporter, goaway) = (self.reporter.clone(), self.goaway);
+        let (reporter, goaway, was_open) = (self.reporter.clone(), self.goaway, self.requests.is_some());
         drop(self);
+        if goaway.is_some() && was_open {
+            // It was sent away, and did not stand idle for too long.
+            reporter.goodbye();
+        }
         reporter.closed();
         goaway
     }

@@ -14,7 +14,7 @@ use forebay_grpc::channel::Resolve;
 use forebay_grpc::greet::HelloRequest;
 use forebay_grpc::{ConnectivityState, PooledChannel};
 use h2::Reason;
-use support::{Greeter, Script, builder, client, hello, scripted, storm, tonic_server, until};
+use support::{Greeter, Raw, Script, builder, client, hello, raw, scripted, storm, tonic_server, until};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
 
@@ -359,7 +359,7 @@ async fn a_drain_is_bounded_though_the_server_never_answers() {
 
 #[tokio::test]
 async fn a_server_that_lowers_its_limit_while_calls_are_out_refuses_none() {
-    let (server, seen) = support::lowering(100, 5).await;
+    let (server, seen) = raw(Raw { first: 100, then: 5, ..Raw::default() }).await;
     let channel = builder(&server).connections_max(16).build().unwrap();
     let (failed, first) = storm(3_000, 60, caller(&channel)).await;
     assert_eq!(failed, 0, "{first:?}");

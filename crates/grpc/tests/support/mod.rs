@@ -1,13 +1,14 @@
 //! Servers to call: tonic's own with a greeter, and one by HTTP/2 that does what a script says.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use forebay_grpc::PooledChannel;
@@ -31,7 +32,9 @@ use tonic::transport::server::TcpIncoming;
 #[derive(Clone, Default)]
 pub struct Greeter {
     pub calls: Arc<AtomicU64>,
-    pub seen: Arc<std::sync::Mutex<Vec<HeaderMap>>>,
+    pub seen: Arc<Mutex<Vec<HeaderMap>>>,
+    /// Messages of streams that the server could give away.
+    pub sent: Arc<AtomicU64>,
 }
 
 #[tonic::async_trait]
@@ -61,6 +64,7 @@ impl GreeterService for Greeter {
     ) -> Result<tonic::Response<Self::SayHelloStreamStream>, Status> {
         let name = request.into_inner().name;
         let (sender, receiver) = mpsc::channel(1);
+        let sent = Arc::clone(&self.sent);
         tokio::spawn(async move {
             let (count, size) = match name.as_str() {
                 "endless" => (u64::MAX, 16 << 10),
@@ -71,6 +75,7 @@ impl GreeterService for Greeter {
                 if sender.send(Ok(HelloReply { message })).await.is_err() {
                     return;
                 }
+                sent.fetch_add(1, Ordering::Relaxed);
             }
         });
         Ok(tonic::Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -148,7 +153,29 @@ pub struct Seen {
     pub refused: AtomicU64,
     pub goaways: AtomicU64,
     pub open: AtomicU32,
-    pub stopped: AtomicBool,
+    /// What the last client said in its first SETTINGS (RFC 9113 §6.5.2).
+    pub settings: Mutex<HashMap<u16, u32>>,
+    /// Which connection asked for a sign of life, and when.
+    pub pings: Mutex<Vec<(u64, Instant)>>,
+}
+
+/// What a server written by hand does.
+#[derive(Clone, Copy, Debug)]
+pub struct Raw {
+    /// The stream limit that it announces.
+    pub first: u32,
+    /// The one that it announces after fifty streams.
+    pub then: u32,
+    /// Never answers a ping.
+    pub mute: bool,
+    /// After so many pings, it sends the client away: ENHANCE_YOUR_CALM.
+    pub calm_after: Option<usize>,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self { first: 100, then: 100, mute: false, calm_after: None }
+    }
 }
 
 impl Seen {
@@ -329,9 +356,9 @@ fn whole_answer(stream: u32) -> Vec<u8> {
     [frame(1, 4, stream, &head), frame(0, 0, stream, &message), frame(1, 5, stream, &trailers)].concat()
 }
 
-/// A server that takes `first` calls on a connection, and after fifty of them `then`. It is written by hand: libraries set
-/// their limit once. Counts as refused what a client sends beyond the limit that it has acknowledged.
-pub async fn lowering(first: u32, then: u32) -> (Running, Arc<Seen>) {
+/// A server that is written by hand: libraries set their limit once, and answer pings by themselves. Counts as refused what
+/// a client sends beyond the limit that it has acknowledged.
+pub async fn raw(script: Raw) -> (Running, Arc<Seen>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let seen = Arc::new(Seen::default());
@@ -341,14 +368,17 @@ pub async fn lowering(first: u32, then: u32) -> (Running, Arc<Seen>) {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             told.connections.fetch_add(1, Ordering::Relaxed);
-            connections.spawn(lower(stream, first, then, Arc::clone(&told)));
+            connections.spawn(serve_raw(stream, script, Arc::clone(&told)));
         }
     })
     .abort_handle();
     (Running { address, task }, seen)
 }
 
-async fn lower(stream: TcpStream, first: u32, then: u32, seen: Arc<Seen>) -> io::Result<()> {
+async fn serve_raw(stream: TcpStream, script: Raw, seen: Arc<Seen>) -> io::Result<()> {
+    let Raw { first, then, mute, calm_after } = script;
+    let number = seen.connections();
+    let mut pings = 0;
     let (mut read, mut write) = stream.into_split();
     let (out, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
     let in_flight = Arc::new(AtomicU32::new(0));
@@ -402,8 +432,26 @@ async fn lower(stream: TcpStream, first: u32, then: u32, seen: Arc<Seen>) -> io:
                     limit = then;
                 }
             }
-            4 => send(frame(4, 1, 0, &[])),
-            6 if flags & 1 == 0 => send(frame(6, 1, 0, &payload)),
+            4 => {
+                for (name, value) in payload.chunks_exact(6).map(|pair| pair.split_at(2)) {
+                    let name = u16::from_be_bytes([name[0], name[1]]);
+                    let value = u32::from_be_bytes([value[0], value[1], value[2], value[3]]);
+                    seen.settings.lock().unwrap().insert(name, value);
+                }
+                send(frame(4, 1, 0, &[]));
+            }
+            6 if flags & 1 == 0 => {
+                seen.pings.lock().unwrap().push((number, Instant::now()));
+                pings += 1;
+                if !mute {
+                    send(frame(6, 1, 0, &payload));
+                }
+                if calm_after == Some(pings) {
+                    send(frame(7, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 0xb]));
+                    drop(out);
+                    return writer.await?;
+                }
+            }
             _ => {}
         }
     }
