@@ -74,7 +74,8 @@ impl Roots {
     ///
     /// When the file cannot be read, or has no certificate in it.
     pub fn from_pem_file(path: &Path) -> io::Result<Self> {
-        Self::from_pem(&std::fs::read(path)?)
+        std::fs::read(path)
+            .and_then(|pem| Self::from_pem(&pem))
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 
