@@ -41,12 +41,14 @@ use self::limit::Limited;
 use self::metrics::ProxyStats;
 
 /// The servers whose figures are shown.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Source {
     /// The DNS forwarder, if it runs.
     pub dns: Option<Handle>,
     /// The proxies that run.
     pub proxies: Vec<forebay_proxy::Handle>,
+    /// The server of gRPC, if it runs.
+    pub grpc: Option<forebay_grpc::server::Handle>,
 }
 
 /// Whether new work is taken.
@@ -171,7 +173,8 @@ fn router(shared: Shared) -> Router {
 async fn metrics(State(shared): State<Shared>) -> Response {
     match shared.figures().await {
         Some((dns, proxies)) => {
-            let scrape = metrics::Scrape::new(shared.uptime(), dns.as_ref(), &proxies);
+            let grpc = shared.source.grpc.as_ref().map(forebay_grpc::server::Handle::figures);
+            let scrape = metrics::Scrape::new(shared.uptime(), dns.as_ref(), &proxies).with_grpc(grpc);
             let text = metrics::exposition(&scrape);
             ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
         }

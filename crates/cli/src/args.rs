@@ -21,6 +21,7 @@ use crate::config::{
     TOKEN_VARIABLE,
 };
 use crate::failure::Failure;
+use crate::grpc::GrpcArgs;
 
 /// The arguments of the command.
 #[derive(Debug, Parser)]
@@ -50,6 +51,7 @@ Examples:
   forebay                                           forward to this machine's resolvers
   forebay dns --upstream 192.0.2.53 --workers 2     forward to a resolver by its address
   forebay proxy --listen 127.0.0.1:6443 --backend 192.0.2.1:6443
+  forebay grpc serve                                serve a greeter by gRPC
   forebay demo                                      see it work, with nothing else installed
   forebay run -c forebay.toml                       run what a file says
   forebay bench dns --target 127.0.0.1:5300         put load on a DNS server
@@ -85,6 +87,8 @@ Examples:
   forebay apiserver-proxy
   forebay apiserver-proxy --listen 127.0.0.1:6443 --endpoints endpoints.json --refresh-interval 0")]
     ApiserverProxy(ApiserverProxyArgs),
+    /// Speak gRPC.
+    Grpc(GrpcArgs),
     /// Run the servers of a configuration file.
     Run(RunArgs),
     /// Say what is wrong with a configuration file.

@@ -114,7 +114,7 @@ impl Stage {
         let listener = bind_admin(&admin)?;
         let server = forebay_dns::start(config).map_err(start_failure)?;
         let web = Web::set()?;
-        let source = Source { dns: Some(server.handle()), proxies: vec![web.server.handle()] };
+        let source = Source { dns: Some(server.handle()), proxies: vec![web.server.handle()], grpc: None };
         let admin = start_admin(&admin, listener, source)?;
         Ok(Self { upstreams, server, web, admin, _certificate: certificate })
     }

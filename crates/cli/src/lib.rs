@@ -8,6 +8,7 @@
 //! | [`args`] | what may be written on the command line |
 //! | [`config`] | the configuration file, and everything that can be wrong in it |
 //! | [`admin`] | figures and health over HTTP; every metric is declared there |
+//! | [`grpc`] | the server of gRPC |
 //! | `serve` | a server from its start to its end by a signal |
 //! | `demo` | upstreams, a server in front of them and load, in one process, to look at |
 //! | `profile` | where this process spends its CPU time, and who holds its memory |
@@ -21,6 +22,7 @@ mod bench;
 pub mod config;
 mod demo;
 mod failure;
+pub mod grpc;
 mod logs;
 mod machine;
 mod profile;
@@ -63,6 +65,7 @@ fn dispatch(args: Args) -> Result<(), Failure> {
             }
             serve::run(proxy.config(&args.serve, &machine::read(Path::new("/dev/null")))?)
         }
+        Some(Command::Grpc(grpc)) => grpc::run(&grpc, &args.serve),
         Some(Command::Run(run)) => {
             let config = read(&run.config, &machine::read(&run.resolv_conf))?;
             serve::run(args.serve.over(config)?)

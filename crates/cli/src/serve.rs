@@ -60,6 +60,7 @@ impl Servers {
         Source {
             dns: self.dns.as_ref().map(forebay_dns::Server::handle),
             proxies: self.proxies.iter().map(|(server, _)| server.handle()).collect(),
+            grpc: None,
         }
     }
 
@@ -178,7 +179,7 @@ pub(crate) fn start_failure(error: StartError) -> Failure {
 }
 
 /// Ends when fewer workers answer than were started.
-async fn lost_worker(source: &Source) -> Failure {
+pub(crate) async fn lost_worker(source: &Source) -> Failure {
     let mut tick = tokio::time::interval(WORKERS_WATCHED_EVERY);
     loop {
         tick.tick().await;
@@ -187,6 +188,7 @@ async fn lost_worker(source: &Source) -> Failure {
             counts.push((dns.stats().await.workers, dns.workers()));
         }
         counts.extend(source.proxies.iter().map(|proxy| (proxy.workers(), proxy.config().workers())));
+        counts.extend(source.grpc.iter().map(|grpc| (grpc.workers(), grpc.workers_expected())));
         if let Some((alive, workers)) = counts.into_iter().find(|(alive, workers)| alive < workers) {
             return Failure::failed(format!(
                 "{} of {workers} workers have ended, which is a bug: see the panic above",

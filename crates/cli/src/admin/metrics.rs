@@ -11,6 +11,7 @@ use forebay_core::{
 };
 use forebay_dns::{PoolStats, Stats};
 use forebay_dns_core::forwarder::{EndpointFigures, ForwarderCounters};
+use forebay_grpc::server::ServerFigures;
 use forebay_proxy::{BackendFigures, DiscoveryStats, ProxyFigures};
 
 /// What is shown: the figures of the servers, with names that no two pools share.
@@ -20,6 +21,7 @@ pub struct Scrape<'a> {
     dns: Option<&'a Stats>,
     proxies: &'a [ProxyStats],
     pools: Vec<NamedPool<'a>>,
+    grpc: Option<ServerFigures>,
 }
 
 impl<'a> Scrape<'a> {
@@ -35,7 +37,14 @@ impl<'a> Scrape<'a> {
                 dns: None,
             }));
         }
-        Self { uptime, dns, proxies, pools }
+        Self { uptime, dns, proxies, pools, grpc: None }
+    }
+
+    /// Adds the figures of a server of gRPC.
+    #[must_use]
+    pub const fn with_grpc(mut self, figures: Option<ServerFigures>) -> Self {
+        self.grpc = figures;
+        self
     }
 
     /// Returns how long the servers have run.
@@ -571,6 +580,18 @@ const FAMILIES: &[Family] = &[
         },
     },
     Family {
+        name: "forebay_grpc_calls_ended_total",
+        kind: Kind::Counter,
+        labels: &["code"],
+        help: "Calls that have ended, by their code.",
+        read: |scrape, samples| {
+            let Some(figures) = &scrape.grpc else { return };
+            for (code, name) in ServerFigures::CODES {
+                samples.put(&[name], figures.ended(code));
+            }
+        },
+    },
+    Family {
         name: "forebay_dns_datagrams_dropped_total",
         kind: Kind::Counter,
         labels: &[],
@@ -598,7 +619,11 @@ pub fn descriptions() -> Vec<Description> {
         let (name, kind) = proxy_metric(field, *kind);
         Description { name, kind, labels: PROXY, help: help.trim().to_owned() }
     });
-    declared.chain(counted).chain(proxies).collect()
+    let grpc = ServerFigures::TABLE.iter().map(|(field, kind, help)| {
+        let (name, kind) = grpc_metric(field, *kind);
+        Description { name, kind, labels: &[], help: help.trim().to_owned() }
+    });
+    declared.chain(counted).chain(proxies).chain(grpc).collect()
 }
 
 /// Writes every metric in the text format of Prometheus, version 0.0.4.
@@ -639,7 +664,22 @@ pub fn exposition(scrape: &Scrape<'_>) -> String {
             }
         }
     }
+    if let Some(figures) = &scrape.grpc {
+        for ((field, kind, help), value) in ServerFigures::TABLE.iter().zip(figures.values()) {
+            let (name, kind) = grpc_metric(field, *kind);
+            head(&mut text, &name, kind, help.trim());
+            Samples { text: &mut text, name: &name, labels: &[] }.put(&[], value);
+        }
+    }
     text
+}
+
+/// Returns how a figure of a server of gRPC is called and what it is.
+fn grpc_metric(field: &str, kind: forebay_grpc::server::Kind) -> (String, Kind) {
+    match kind {
+        forebay_grpc::server::Kind::Counter => (format!("forebay_grpc_{field}_total"), Kind::Counter),
+        forebay_grpc::server::Kind::Gauge => (format!("forebay_grpc_{field}"), Kind::Gauge),
+    }
 }
 
 /// Returns how a figure of a proxy is called and what it is.
@@ -663,7 +703,8 @@ fn head(text: &mut String, name: &str, kind: Kind, help: &str) {
 impl Scrape<'_> {
     /// Whether a metric is about something that runs here.
     fn has(&self, name: &str) -> bool {
-        self.dns.is_some() || !name.starts_with("forebay_dns_")
+        (self.dns.is_some() || !name.starts_with("forebay_dns_"))
+            && (self.grpc.is_some() || !name.starts_with("forebay_grpc_"))
     }
 
     fn dns(&self, show: impl FnOnce(&Stats)) {

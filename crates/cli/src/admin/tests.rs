@@ -36,7 +36,7 @@ fn admin(server: &Server, token: Option<&str>) -> Admin {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     Admin::start(
         listener,
-        Source { dns: Some(server.handle()), proxies: Vec::new() },
+        Source { dns: Some(server.handle()), proxies: Vec::new(), grpc: None },
         token.map(str::to_owned),
     )
     .unwrap()
