@@ -21,7 +21,7 @@ use crate::config::{
     TOKEN_VARIABLE,
 };
 use crate::failure::Failure;
-use crate::grpc::GrpcArgs;
+use crate::grpc::{GrpcArgs, GrpcCommand};
 
 /// The arguments of the command.
 #[derive(Debug, Parser)]
@@ -167,7 +167,7 @@ pub struct ServeArgs {
 }
 
 /// Returns the options of servers, not shown in the help of a command that refuses them.
-fn refused_options() -> Vec<clap::Arg> {
+pub(crate) fn refused_options() -> Vec<clap::Arg> {
     let command = <ServeArgs as clap::Args>::augment_args(clap::Command::new("none"));
     command.get_arguments().map(|option| option.clone().hide(true)).collect()
 }
@@ -565,7 +565,14 @@ impl Args {
         if self.command.is_some() && (self.dns != none || self.dns.resolv_conf.as_os_str() != RESOLV_CONF) {
             return Err(Failure::wrong("options of `dns` go after the command: forebay dns --listen …"));
         }
-        let serves = !matches!(self.command, Some(Command::Check(_) | Command::Bench(_)));
+        let serves = !matches!(
+            self.command,
+            Some(
+                Command::Check(_)
+                    | Command::Bench(_)
+                    | Command::Grpc(GrpcArgs { command: GrpcCommand::Hello(_) })
+            )
+        );
         if !serves && self.serve != ServeArgs::default() {
             return Err(Failure::wrong(
                 "--admin, --log and --log-format are for servers, and this command is none",
@@ -773,6 +780,7 @@ mod tests {
             "forebay --resolv-conf f dns",
             "forebay check -c f --admin none",
             "forebay --log debug bench pool",
+            "forebay grpc hello http://127.0.0.1:1 --admin none",
         ] {
             assert!(parse(line).unwrap().validate().is_err(), "{line}");
         }
@@ -787,7 +795,12 @@ mod tests {
     #[test]
     fn help_shows_no_option_that_is_refused() {
         let help = |line: &str| parse(line).unwrap_err().to_string();
-        for line in ["forebay check --help", "forebay bench --help", "forebay bench tcp --help"] {
+        for line in [
+            "forebay check --help",
+            "forebay bench --help",
+            "forebay bench tcp --help",
+            "forebay grpc hello --help",
+        ] {
             let help = help(line);
             assert!(!help.contains("--admin") && !help.contains("--log"), "{help}");
         }

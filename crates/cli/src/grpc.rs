@@ -15,8 +15,9 @@ use crate::admin::{Phase, Source};
 use crate::args::ServeArgs;
 use crate::config::listed;
 use crate::failure::Failure;
+use crate::hello::HelloArgs;
 use crate::serve::{Ends, bind_admin, end_at_once, lost_worker, start_admin};
-use crate::{logs, machine};
+use crate::{hello, logs, machine};
 
 /// The options of `grpc`.
 #[derive(Debug, clap::Args)]
@@ -38,6 +39,12 @@ Examples:
 
 SIGTERM or Ctrl-C: calls in flight may finish, for at most --drain-timeout; a second one ends at once, with 1.")]
     Serve(Box<GrpcServeArgs>),
+    /// Greet a greeter, and show its answer.
+    #[command(after_help = "\
+Examples:
+  forebay grpc hello http://127.0.0.1:50051
+  forebay grpc hello https://localhost:50051 --ca ca.pem --name you --streaming")]
+    Hello(HelloArgs),
 }
 
 /// The options of `grpc serve`.
@@ -137,6 +144,7 @@ impl GrpcServeArgs {
 pub(crate) fn run(args: &GrpcArgs, serve: &ServeArgs) -> Result<(), Failure> {
     match &args.command {
         GrpcCommand::Serve(args) => run_server(args, serve),
+        GrpcCommand::Hello(args) => hello::run(args),
     }
 }
 

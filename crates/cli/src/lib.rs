@@ -9,6 +9,7 @@
 //! | [`config`] | the configuration file, and everything that can be wrong in it |
 //! | [`admin`] | figures and health over HTTP; every metric is declared there |
 //! | [`grpc`] | the server of gRPC |
+//! | [`hello`] | a client of the greeter |
 //! | `serve` | a server from its start to its end by a signal |
 //! | `demo` | upstreams, a server in front of them and load, in one process, to look at |
 //! | `profile` | where this process spends its CPU time, and who holds its memory |
@@ -23,6 +24,7 @@ pub mod config;
 mod demo;
 mod failure;
 pub mod grpc;
+pub mod hello;
 mod logs;
 mod machine;
 mod profile;

@@ -1,4 +1,4 @@
-//! `forebay bench grpc` as its users meet it, and beside a generator of others.
+//! `forebay bench grpc` and `forebay grpc hello` as their users meet them, and beside a generator of others.
 
 use std::fs;
 use std::net::TcpListener;
@@ -160,4 +160,37 @@ fn a_generator_of_others_finds_a_rate_of_the_same_order() {
         theirs > 100.0 && ours > theirs / 20.0 && ours < theirs * 20.0,
         "ours {ours}/s, theirs {theirs}/s"
     );
+}
+
+#[test]
+fn hello_shows_what_the_greeter_says() {
+    let folder = TempDir::new().unwrap();
+    let (_plain, url) = greeter(None);
+    assert_eq!(said(&["grpc", "hello", &url]), "Hello world!\n");
+    let lines = said(&["grpc", "hello", &url, "--name", "you", "--streaming"]);
+    assert_eq!((lines.lines().count(), lines.lines().next()), (5, Some("Hello you! (1 of 5)")), "{lines}");
+    let (_tls, url) = greeter(Some(&folder));
+    let ca = folder.path().join("cert.pem");
+    assert_eq!(said(&["grpc", "hello", &url, "--ca", ca.to_str().unwrap()]), "Hello world!\n");
+    let (code, message) = refused(&["grpc", "hello", &url]);
+    assert!(code == 1 && message.contains(&url) && message.contains("UNAVAILABLE"), "{code}: {message}");
+}
+
+#[test]
+fn hello_says_why_there_is_no_answer() {
+    let folder = TempDir::new().unwrap();
+    let empty = folder.path().join("empty.pem");
+    fs::write(&empty, "").unwrap();
+    let down = nobody();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("http://{}", silent.local_addr().unwrap());
+    for (args, code, expected) in [
+        (vec!["ftp://x"], 2, "URL: "),
+        (vec!["https://127.0.0.1:1", "--ca", empty.to_str().unwrap()], 2, "--ca: "),
+        (vec![&*down, "--timeout", "1s"], 1, &*down),
+        (vec![&*silent, "--timeout", "300ms"], 1, "DEADLINE_EXCEEDED: no answer in 300ms"),
+    ] {
+        let (found, message) = refused(&[&["grpc", "hello"], &args[..]].concat());
+        assert!(found == code && message.contains(expected), "{args:?}: {found}: {message}");
+    }
 }
