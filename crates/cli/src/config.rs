@@ -251,7 +251,11 @@ impl File {
             proxy: vec![forebay_proxy::Settings {
                 name: Some(String::new()),
                 http: HttpSettings { via: Some(String::new()), ..HttpSettings::default() },
-                health: HealthSettings { host: Some(String::new()), ..HealthSettings::default() },
+                health: HealthSettings {
+                    host: Some(String::new()),
+                    name: Some(String::new()),
+                    ..HealthSettings::default()
+                },
                 ..forebay_proxy::Settings::default()
             }],
             admin: AdminSettings {

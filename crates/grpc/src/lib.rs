@@ -51,7 +51,6 @@
 //! connection, which asks each call once before it waits for it. Both speak HTTP/2 by the crate `h2`; neither uses
 //! tonic's transport.
 
-
 pub mod channel;
 mod greeter;
 pub mod server;

@@ -351,6 +351,7 @@ file = "endpoints.json"
 dns = "api.example:6443"
 srv = "_https._tcp.api.example"
 servers = ["192.0.2.53"]
+hosts = "/etc/hosts.backends"
 ttl_min = "2s"
 ttl_max = "10m"
 kubeconfig = "kubelet.conf"
@@ -364,6 +365,8 @@ allow_empty = true
 check = "https"
 path = "/readyz"
 host = "api.example"
+ca = "ca.pem"
+name = "health.example"
 expect = ["200"]
 interval = "7s"
 timeout = "6s"
@@ -406,6 +409,7 @@ fn every_key_can_be_set_and_written_back() {
     differs(&Value::try_from(&file).unwrap(), &Value::try_from(File::model()).unwrap(), "");
     // Certificates are read at once, and these are none.
     let without = OTHER.replace("certificate = \"certificate.pem\"\nkey = \"key.pem\"\n", "");
+    let without = without.replace("ca = \"ca.pem\"\n", "");
     // Of sources, one or another; of what names one, that is enough.
     let (before, rest) = without.split_once("[proxy.discovery]").unwrap();
     let without = format!("{before}[proxy.health]{}", rest.split_once("[proxy.health]").unwrap().1);
