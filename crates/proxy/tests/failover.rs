@@ -35,6 +35,15 @@ fn serve(mode: Mode) -> Serve {
     if mode == Mode::Http { Serve::Http } else { Serve::Stamp }
 }
 
+/// Ends a load when it is dropped: a failed assertion must not wait for ever for those who load.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 /// A client, which asks again and again on its own connection.
 struct Client {
     stream: TcpStream,
@@ -121,6 +130,7 @@ fn the_death_of_one_of_three_under_load_of_requests_fails_none_and_is_known_with
     let over = AtomicBool::new(false);
     let (results, death) = thread::scope(|scope| {
         let loading = scope.spawn(|| load(&server, Mode::Http, &over));
+        let ends = Ends(&over);
         thread::sleep(Duration::from_millis(500));
         let death = Instant::now();
         let dead = backends.remove(1);
@@ -131,7 +141,7 @@ fn the_death_of_one_of_three_under_load_of_requests_fails_none_and_is_known_with
         thread::sleep(Duration::from_secs(1));
         assert_eq!(server.handle().figures().tried_in_vain, vain, "the dead one is still tried");
         assert!(served > 50, "it had served {served}");
-        over.store(true, SeqCst);
+        drop(ends);
         (loading.join().unwrap(), death)
     });
     let after = results.iter().filter(|(began, _)| *began > death + Duration::from_millis(50));
@@ -166,6 +176,7 @@ fn reloads_fail_nobody(mode: Mode) {
     let over = AtomicBool::new(false);
     let results = thread::scope(|scope| {
         let loading = scope.spawn(|| load(&server, mode, &over));
+        let ends = Ends(&over);
         for n in 1..=RELOADS {
             // Three of four, others each time, in an order that differs.
             let other = |k: u64| all[1 + ((n + k) % 3) as usize];
@@ -174,7 +185,7 @@ fn reloads_fail_nobody(mode: Mode) {
             let now = server.handle().discovered().unwrap();
             assert!(now.len() == 3 && !now.iter().any(|one| one.address == other(2)), "{now:?}");
         }
-        over.store(true, SeqCst);
+        drop(ends);
         loading.join().unwrap()
     });
     let failed: Vec<_> = results.iter().filter(|(_, result)| result.is_err()).collect();

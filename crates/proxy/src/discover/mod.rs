@@ -19,7 +19,8 @@ mod list;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -247,7 +248,6 @@ impl Feed {
             });
             return;
         }
-        self.figures.changes.fetch_add(1, Relaxed);
         let has = |list: &[Found], found: &Found| list.iter().any(|one| one.backend == found.backend);
         let added: Vec<_> =
             list.iter().filter(|one| !has(&before, one)).map(|one| one.backend.to_string()).collect();
@@ -266,6 +266,8 @@ impl Feed {
             self.write(&list);
         }
         self.sender.send_replace(Discovered { endpoints: list.into(), source, at: sys::now() });
+        // Whoever sees it counted finds it.
+        self.figures.changes.fetch_add(1, Release);
     }
 
     /// Notes that a source could give no list: why, and what to do, stands in `problem`. Only the first of several in a
@@ -376,7 +378,7 @@ impl Discovery {
             source: known.source,
             backends: known.endpoints.len(),
             lists: figures.lists.load(Relaxed),
-            changes: figures.changes.load(Relaxed),
+            changes: figures.changes.load(Acquire),
             failures: figures.failures.load(Relaxed),
             empty: figures.empty.load(Relaxed),
             save_failures: figures.save_failures.load(Relaxed),
