@@ -35,7 +35,7 @@ for server in forebay tonic; do
     if (exec 3<> "/dev/tcp/127.0.0.1/${port[$server]}") 2> /dev/null; then continue 2; fi
     sleep 0.05
   done
-  echo "$server does not listen: $(tail -3 "$work"/log.*)" >&2
+  echo "$server does not listen: $(tail -n 3 "$work"/log.*)" >&2
   exit 1
 done
 

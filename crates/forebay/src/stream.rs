@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use rustls::{Connection, HandshakeKind};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 
@@ -195,7 +196,8 @@ impl Stream {
             (StreamState::Readable, Some(tls)) => {
                 let connection = &mut *tls.borrow_mut();
                 loop {
-                    match connection.read_tls(&mut Socket(&self.socket)) {
+                    // Asks the kernel: the runtime may not have heard yet.
+                    match connection.read_tls(&mut &*SockRef::from(&self.socket)) {
                         Ok(0) => return false,
                         Ok(_) if self.process(connection).is_ok() && is_drained(connection) => {}
                         Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
@@ -259,7 +261,7 @@ impl Stream {
     ///
     /// Those of [`Stream::read`].
     pub fn read_into(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(tls) = &self.tls else { return self.socket.try_read(buffer) };
+        let Some(tls) = &self.tls else { return read_all(&self.socket, buffer) };
         let connection = &mut *tls.borrow_mut();
         let mut ended = false;
         loop {
@@ -347,6 +349,18 @@ impl Drop for Stream {
             let _ = self.push(tls.get_mut());
         }
     }
+}
+
+/// Reads what has come. Who gets less than there is room for has emptied the socket: it counts as not ready from then on, so
+/// that who reads again waits for news, instead of asking the kernel once more. That it has ended is never forgotten.
+fn read_all(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut read = 0;
+    // Told within the read: what comes after it is news, whoever hears of it, and on which thread.
+    let result = socket.try_io(Interest::READABLE, || {
+        read = (&*SockRef::from(socket)).read(buffer)?;
+        if read > 0 && read < buffer.len() { Err(ErrorKind::WouldBlock.into()) } else { Ok(read) }
+    });
+    if read > 0 { Ok(read) } else { result }
 }
 
 /// Whether nothing has come that somebody could read, nor an end.
@@ -452,7 +466,7 @@ struct Socket<'a>(&'a TcpStream);
 
 impl Read for Socket<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(buffer)
+        read_all(self.0, buffer)
     }
 }
 

@@ -359,6 +359,20 @@ async fn health_service_keeps_calls_from_a_server_that_does_not_serve() {
 }
 
 #[tokio::test]
+async fn a_connection_that_only_watches_health_is_none_for_calls() {
+    let (server, reporter, _) = with_health().await;
+    reporter.set_service_status("greet.GreeterService", ServingStatus::NotServing).await;
+    let url = format!("http://{}", server.local_addrs()[0]);
+    let channel = PooledChannel::builder(url).health_service("greet.GreeterService").build().unwrap();
+    until("its health is watched", || server.figures().connections == 1).await;
+    tokio::time::sleep(ms(100)).await;
+    assert_eq!(*channel.watch_state().borrow(), ConnectivityState::Idle);
+    reporter.set_service_status("greet.GreeterService", ServingStatus::Serving).await;
+    hello(&channel, "you").await.unwrap();
+    assert_eq!(*channel.watch_state().borrow(), ConnectivityState::Ready);
+}
+
+#[tokio::test]
 async fn certificates_are_checked_as_the_settings_say() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
@@ -393,6 +407,66 @@ async fn certificates_are_checked_as_the_settings_say() {
     let identity = Identity::from_pem(pem.as_bytes(), key.as_bytes()).unwrap();
     let shown = PooledChannel::builder(&url).roots(roots).server_name("greet.test").identity(identity);
     assert_eq!(hello(&shown.build().unwrap(), "you").await.unwrap(), "Hello you");
+}
+
+#[tokio::test]
+async fn a_server_that_demands_a_certificate_is_shown_one() {
+    let certified = |name: &str| rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+    let (server_has, client_has, stranger_has) =
+        (certified("greet.test"), certified("client.test"), certified("stranger.test"));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut trusted = rustls::RootCertStore::empty();
+    trusted.add(client_has.cert.der().clone()).unwrap();
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(trusted.into(), provider.clone());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(
+            vec![server_has.cert.der().clone()],
+            rustls::pki_types::PrivateKeyDer::try_from(server_has.signing_key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // Decrypts, and lets a server behind it answer.
+    let (behind, _) = scripted(Script::default()).await;
+    let address = behind.address;
+    let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", front.local_addr().unwrap());
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = front.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut outside = acceptor.accept(socket).await?;
+                let mut inside = tokio::net::TcpStream::connect(address).await?;
+                tokio::io::copy_bidirectional(&mut outside, &mut inside).await
+            });
+        }
+    });
+    let roots = Roots::from_pem(server_has.cert.pem().as_bytes()).unwrap();
+    let channel = |shown: Option<&rcgen::CertifiedKey<rcgen::KeyPair>>| {
+        let builder = PooledChannel::builder(&url)
+            .roots(roots.clone())
+            .server_name("greet.test")
+            .acquire_timeout(SECOND);
+        let identity = shown.map(|shown| {
+            let key = shown.signing_key.serialize_pem();
+            Identity::from_pem(shown.cert.pem().as_bytes(), key.as_bytes()).unwrap()
+        });
+        match identity {
+            Some(identity) => builder.identity(identity),
+            None => builder,
+        }
+        .build()
+        .unwrap()
+    };
+    assert_eq!(hello(&channel(Some(&client_has)), "you").await.unwrap(), "Hello you");
+    for shown in [None, Some(&stranger_has)] {
+        let status = hello(&channel(shown), "you").await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+    }
 }
 
 #[tokio::test]

@@ -236,6 +236,15 @@ async fn an_old_connection_is_told_goodbye_and_its_calls_may_end_in_time() {
     assert!(began.elapsed() >= 5 * MOMENT);
     assert_eq!(server.figures().cut, 1);
     let _ = wire.end().await;
+    // With less grace, the first of them does not end either.
+    let strict = server_support::server(|settings| {
+        settings.age_max = Some(MOMENT);
+        settings.age_grace = MOMENT;
+    });
+    let mut wire = Wire::new(address(&strict)).await;
+    let (response, mut stream) = wire.begin(Wire::request(SAY_HELLO).body(()).unwrap(), false).await;
+    stream.send_data(hello("wait:1500"), true).unwrap();
+    assert!(answer(response).await.code.is_none(), "it is cut off");
 }
 
 #[tokio::test]
@@ -269,6 +278,14 @@ async fn a_silent_client_is_asked_and_cut_if_it_does_not_answer() {
     assert_eq!(raw.find(PING).await.unwrap().flags, 0);
     while raw.read().await.is_some() {}
     until(&asking, "its end", |figures| figures.cut == 1).await;
+    // More time to answer is given.
+    let patient = server(|settings| {
+        alive(settings);
+        settings.keepalive_timeout = 20 * MOMENT;
+    });
+    let mut raw = Raw::new(address(&patient)).await;
+    assert_eq!(raw.find(PING).await.unwrap().flags, 0);
+    assert!(tokio::time::timeout(5 * MOMENT, async { while raw.read().await.is_some() {} }).await.is_err());
     // h2 answers by itself.
     let quiet = Wire::new(address(&asking)).await;
     tokio::time::sleep(5 * MOMENT).await;

@@ -3,15 +3,19 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use forebay_grpc::PooledChannel;
 use forebay_grpc::greet::{HelloReply, HelloRequest};
 use futures_util::stream;
 use http::uri::PathAndQuery;
+use http::{Request, Uri};
 use prost::Message;
 use prost_reflect::prost_types::FileDescriptorProto;
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor};
+use tonic::body::Body;
+use tonic::codegen::Service;
 use tonic::{Code, Status};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -35,7 +39,7 @@ pub enum Method {
         /// `SayHelloStream` rather than `SayHello`.
         is_streaming: bool,
     },
-    /// A method that the server describes by reflection (`grpc.reflection.v1`).
+    /// A method that the server describes by reflection (`grpc.reflection.v1`, or `v1alpha` if it has none).
     Described {
         /// Its name, as `package.Service/Method`.
         name: String,
@@ -156,7 +160,12 @@ async fn ask(
     name: &str,
 ) -> Result<MethodDescriptor, BenchError> {
     let wrong = |remedy: String| BenchError::setting("method", name, remedy);
-    let mut client = ServerReflectionClient::new(channel).max_decoding_message_size(usize::MAX);
+    let at = |path| {
+        ServerReflectionClient::new(At { channel: channel.clone(), path })
+            .max_decoding_message_size(usize::MAX)
+    };
+    let mut client = at(None);
+    let mut has_older = true;
     let first = MessageRequest::FileContainingSymbol(service.to_owned());
     let mut wanted = vec![first];
     let mut files = Vec::new();
@@ -171,8 +180,13 @@ async fn ask(
                     services.join(", ")
                 )));
             }
+            Err(status) if status.code() == Code::Unimplemented && std::mem::take(&mut has_older) => {
+                client = at(Some(OLDER));
+                wanted.push(request);
+                continue;
+            }
             Err(status) if status.code() == Code::Unimplemented => {
-                let what = format!("{} has no reflection (grpc.reflection.v1)", load.url);
+                let what = format!("{} has no reflection (grpc.reflection.v1 or v1alpha)", load.url);
                 let remedy = "only the greeter can be called without it: leave --method out";
                 return Err(BenchError::io(what, std::io::Error::other(remedy)));
             }
@@ -214,7 +228,34 @@ fn well_known(request: &MessageRequest) -> Option<FileDescriptorProto> {
     Some(DescriptorPool::global().get_file_by_name(name)?.file_descriptor_proto().clone())
 }
 
-type Client = ServerReflectionClient<PooledChannel>;
+/// Reflection as it was called before its first version, with the same messages.
+const OLDER: &str = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+
+/// A channel all of whose calls may go to one method, whatever they were made for.
+#[derive(Clone)]
+struct At {
+    channel: PooledChannel,
+    path: Option<&'static str>,
+}
+
+impl Service<Request<Body>> for At {
+    type Response = <PooledChannel as Service<Request<Body>>>::Response;
+    type Error = <PooledChannel as Service<Request<Body>>>::Error;
+    type Future = <PooledChannel as Service<Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Service::<Request<Body>>::poll_ready(&mut self.channel, cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Some(path) = self.path {
+            *request.uri_mut() = Uri::from_static(path);
+        }
+        self.channel.call(request)
+    }
+}
+
+type Client = ServerReflectionClient<At>;
 
 async fn answer(client: &mut Client, request: MessageRequest) -> Result<MessageResponse, Status> {
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(request) };

@@ -59,6 +59,12 @@ impl GreeterService for Greeter {
     }
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Reflection {
+    V1,
+    V1Alpha,
+}
+
 /// A running server; ends when dropped.
 struct Running {
     address: SocketAddr,
@@ -67,26 +73,29 @@ struct Running {
 }
 
 impl Running {
-    /// Greets on connections with so many streams, and describes itself if `has_reflection`.
-    fn start(greeter: Greeter, streams: u32, has_reflection: bool) -> Self {
+    /// Greets on connections with so many streams, and describes itself by those.
+    fn start(greeter: Greeter, streams: u32, reflection: &[Reflection]) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let (told, address) = std::sync::mpsc::channel();
         let seen = Arc::clone(&greeter.seen);
+        let reflection = reflection.to_vec();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
                 told.send(incoming.local_addr().unwrap()).unwrap();
-                let reflection = has_reflection.then(|| {
+                let builder = || {
                     tonic_reflection::server::Builder::configure()
                         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-                        .build_v1()
-                        .unwrap()
-                });
+                };
+                let has = |version| reflection.contains(&version);
+                let newer = has(Reflection::V1).then(|| builder().build_v1().unwrap());
+                let older = has(Reflection::V1Alpha).then(|| builder().build_v1alpha().unwrap());
                 let server = Server::builder()
                     .max_concurrent_streams(streams)
                     .add_service(GreeterServiceServer::new(greeter))
-                    .add_optional_service(reflection)
+                    .add_optional_service(newer)
+                    .add_optional_service(older)
                     .serve_with_incoming(incoming);
                 tokio::select! {
                     result = server => result.unwrap(),
@@ -98,7 +107,7 @@ impl Running {
     }
 
     fn greeter() -> Self {
-        Self::start(Greeter::default(), 200, true)
+        Self::start(Greeter::default(), 200, &[Reflection::V1])
     }
 
     /// A short load on it.
@@ -146,7 +155,7 @@ fn each_client_makes_its_calls_and_all_are_counted() {
 #[test]
 fn one_connection_is_one_and_a_pool_grows_with_the_servers_limit() {
     let greeter = Greeter { delay: Duration::from_millis(5), ..Greeter::default() };
-    let server = Running::start(greeter, 4, false);
+    let server = Running::start(greeter, 4, &[]);
     let load = GrpcLoad { clients: 16, ..server.load() };
     let pooled = run(&load).unwrap();
     assert_eq!(pooled.figures.failed, 0, "{pooled}");
@@ -246,12 +255,24 @@ fn a_method_that_cannot_be_called_is_told_with_what_can() {
 }
 
 #[test]
+fn a_server_that_knows_the_older_reflection_is_asked_by_that() {
+    let server = Running::start(Greeter::default(), 200, &[Reflection::V1Alpha]);
+    let method = described("greet.GreeterService/SayHello", r#"{"name": "Ada"}"#);
+    let load = GrpcLoad { method, ..server.load() };
+    let report = run(&load).unwrap();
+    assert_eq!((report.figures.answered, server.calls()), (100, 100));
+    let error = refused(&GrpcLoad { method: described("greet.Nobody/SayHello", "{}"), ..load });
+    assert!(error.contains("no such service; it has: greet.GreeterService"), "{error}");
+}
+
+#[test]
 fn a_server_that_describes_nothing_says_so() {
-    let server = Running::start(Greeter::default(), 200, false);
+    let server = Running::start(Greeter::default(), 200, &[]);
     let method = described("greet.GreeterService/SayHello", "{}");
     let error = refused(&GrpcLoad { method, ..server.load() });
     assert!(
-        error.contains("has no reflection (grpc.reflection.v1)") && error.contains("leave --method out"),
+        error.contains("has no reflection (grpc.reflection.v1 or v1alpha)")
+            && error.contains("leave --method out"),
         "{error}"
     );
 }
@@ -275,11 +296,11 @@ fn a_server_that_is_down_is_unavailable() {
 
 #[test]
 fn wrong_answers_and_late_ones_are_no_answers() {
-    let server = Running::start(Greeter { greets: Some("you"), ..Greeter::default() }, 200, false);
+    let server = Running::start(Greeter { greets: Some("you"), ..Greeter::default() }, 200, &[]);
     let report = run(&server.load()).unwrap();
     assert_eq!((report.figures.answered, report.figures.errors["DATA_LOSS"]), (0, 100), "{report}");
     let late = Greeter { delay: Duration::from_secs(30), ..Greeter::default() };
-    let server = Running::start(late, 200, false);
+    let server = Running::start(late, 200, &[]);
     let load = GrpcLoad { timeout: Duration::from_millis(50), requests: Some(1), ..server.load() };
     let report = run(&load).unwrap();
     assert_eq!((report.figures.answered, report.figures.errors["timeout"]), (0, 4), "{report}");

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use super::health::Watches;
 use super::origin::{Origin, Peer};
-use super::state::Watched;
+use super::state::{Dialing, Watched};
 
 /// The protocol that a server of gRPC must choose (RFC 9113 §3.2).
 const ALPN: &[u8] = b"h2";
@@ -195,10 +195,11 @@ impl GrpcConnector {
         Some(Keepalive { interval, ..keepalive })
     }
 
-    pub(super) async fn dial(&self, dial: &Dial<Peer>) -> Result<Conn, DialError> {
+    /// Makes a connection; `is_for_calls` if the channel's state is to show it.
+    pub(super) async fn dial(&self, dial: &Dial<Peer>, is_for_calls: bool) -> Result<Conn, DialError> {
         const HANDSHAKE: &str = "HTTP/2 handshake";
         let peer = &dial.endpoint;
-        let dialing = self.watched.dial();
+        let dialing = is_for_calls.then(|| self.watched.dial());
         let stream = self.open(peer, dial.timeout).await?;
         let load = Arc::new(Load::default());
         let failed = |error: h2::Error| DialError::new(Cause::Protocol, HANDSHAKE).with_source(error);
@@ -223,7 +224,7 @@ impl GrpcConnector {
         let capacity = requests.current_max_send_streams();
         let carrying =
             Carrying::new(connection, requests.clone(), dial.reporter.clone(), capacity, Arc::clone(&load));
-        let ready = dialing.succeed();
+        let ready = dialing.map(Dialing::succeed);
         let (lost, goaways, patience) =
             (Arc::clone(&self.lost), Arc::clone(&self.goaways), Arc::clone(&self.patience));
         let (keepalive, who) = (self.keepalive(peer), peer.clone());
@@ -261,7 +262,7 @@ impl Connector for GrpcConnector {
     type Endpoint = Peer;
 
     async fn connect(&self, dial: Dial<Peer>) -> Result<Conn, DialError> {
-        let result = self.dial(&dial).await;
+        let result = self.dial(&dial, true).await;
         if result.is_err() {
             self.lost.notify_one();
         }

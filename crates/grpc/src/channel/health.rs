@@ -68,7 +68,7 @@ impl Watches {
             Some(word) => word,
             None => {
                 let limit = dial.timeout;
-                let conn = connector.dial(&dial).await?;
+                let conn = connector.dial(&dial, false).await?;
                 let (sender, word) = watch::channel(Word::Nothing);
                 let task = tokio::spawn(listen(conn, self.service.clone(), sender, limit)).abort_handle();
                 let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
