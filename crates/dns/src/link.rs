@@ -92,17 +92,24 @@ async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: R
         let error_ready = ready.as_ref().is_ok_and(|ready: &Ready| ready.is_error());
         let mut failure = ready.err();
         while failure.is_none() {
-            match socket.try_io(Interest::READABLE, || batch.recv(socket.as_fd())) {
-                Ok(count) => {
+            let (mut came, room) = (0, batch.capacity());
+            let read = socket.try_io(Interest::READABLE, || {
+                came = batch.recv(socket.as_fd())?;
+                // The socket is empty: who reads again waits for news.
+                if came < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match read {
+                _ if came > 0 => {
                     let now = sys::now();
                     let State { forwarder, mail, .. } = &mut *shell.state.borrow_mut();
                     for (bytes, _) in batch.payloads() {
                         forwarder.handle_answer(now, slot, bytes, mail);
                     }
-                    if count < batch.capacity() {
+                    if came < room {
                         break;
                     }
                 }
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => failure = Some(error),
             }

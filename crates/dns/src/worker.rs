@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -20,8 +21,9 @@ use forebay_dns_core::local::{BlockList, LocalData};
 use forebay_dns_core::wire::HashSeed;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::LocalSet;
+use tokio::task::AbortHandle;
 
 use crate::bind::Sockets;
 use crate::bootstrap::Directory;
@@ -52,6 +54,9 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// How long a draining worker lets connections over which HTTP is spoken close, once everything is answered.
 const DRAIN_LINGER: Duration = Duration::from_millis(500);
+
+/// A batch of fewer is waited for anew: while it was answered, nothing more will have come.
+const BATCH_SMALL: usize = 4;
 
 /// Batches that are read before other tasks of the worker get their turn.
 const BATCHES_IN_A_ROW: u32 = 4;
@@ -186,6 +191,8 @@ pub(crate) struct Shell {
     ended: RefCell<Vec<SlotId>>,
     next_connection: Cell<u64>,
     draining: Cell<bool>,
+    /// The tasks of UDP listeners, ended when draining begins.
+    listeners: RefCell<Vec<AbortHandle>>,
     /// Woken when the listeners must stop.
     pub(crate) stop: Notify,
     clients_rejected: Cell<u64>,
@@ -241,15 +248,16 @@ pub(crate) fn run(
     inbox: mpsc::UnboundedReceiver<Command>,
     ready: &std::sync::mpsc::Sender<io::Result<()>>,
 ) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             let _ = ready.send(Err(error));
             return;
         }
     };
-    let tasks = LocalSet::new();
-    tasks.block_on(&runtime, async move {
+    runtime.block_on(async move {
         match Shell::new(seed, query_log, random_seed, &sockets) {
             Ok((shell, udp)) => match shell.listen(udp, sockets.streams) {
                 Ok(()) => {
@@ -300,6 +308,7 @@ impl Shell {
             ended: RefCell::default(),
             next_connection: Cell::new(0),
             draining: Cell::new(false),
+            listeners: RefCell::default(),
             stop: Notify::new(),
             clients_rejected: Cell::new(0),
             web_connections: Cell::new(0),
@@ -319,9 +328,14 @@ impl Shell {
         streams: Vec<(usize, std::net::TcpListener)>,
     ) -> io::Result<()> {
         tokio::task::spawn_local(Rc::clone(self).keep_time());
+        let mut listeners = self.listeners.borrow_mut();
         for (index, socket) in udp.into_iter().enumerate() {
-            tokio::task::spawn_local(Rc::clone(self).serve_udp(index as u16, socket));
+            let unstick = Rc::clone(self).unstick(index as u16, Rc::clone(&socket));
+            listeners.push(tokio::task::spawn_local(unstick).abort_handle());
+            let serve = Rc::clone(self).serve_udp(index as u16, socket);
+            listeners.push(tokio::task::spawn_local(serve).abort_handle());
         }
+        drop(listeners);
         for (listen, listener) in streams {
             let listener = TcpListener::from_std(listener)?;
             tokio::task::spawn_local(client::accept(Rc::clone(self), listener, listen));
@@ -370,6 +384,9 @@ impl Shell {
                     waiting.push(ended);
                     self.draining.set(true);
                     self.stop.notify_waiters();
+                    for listener in self.listeners.take() {
+                        listener.abort();
+                    }
                     self.state.borrow_mut().forwarder.drain();
                 }
             }
@@ -423,40 +440,42 @@ impl Shell {
     /// Reads queries in batches; every hit of a batch is answered from it and written with one call.
     async fn serve_udp(self: Rc<Self>, listener: u16, socket: Rc<UdpSocket>) {
         let mut batch = RecvBatch::new(MESSAGES_MAX, DATAGRAM_BYTES);
-        let stuck = Rc::clone(&self.state.borrow().mail.udp[usize::from(listener)].stuck);
         let mut in_a_row = 0;
         loop {
-            if self.draining.get() {
-                return;
+            // One waker in the socket, and no list of those who wait: this is most of what a query alone costs here.
+            if let Err(error) = poll_fn(|cx| socket.poll_recv_ready(cx)).await {
+                tracing::error!(%error, "a UDP listener cannot be waited for");
             }
-            let interest = if self.state.borrow().mail.udp[usize::from(listener)].batch.is_empty() {
-                Interest::READABLE
-            } else {
-                Interest::READABLE | Interest::WRITABLE
-            };
-            tokio::select! {
-                ready = socket.ready(interest) => match ready {
-                    Ok(ready) if ready.is_writable() => self.state.borrow_mut().mail.flush(),
-                    Ok(_) => {}
-                    Err(error) => tracing::error!(%error, "a UDP listener cannot be waited for"),
-                },
-                () = stuck.notified() => continue,
-                () = self.stop.notified() => continue,
+            let mut came = 0;
+            let read = socket.try_io(Interest::READABLE, || {
+                came = batch.recv(socket.as_fd())?;
+                // The socket is empty, and not enough was there for more to come meanwhile: who reads again waits for news.
+                if came < BATCH_SMALL { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            if came > 0 {
+                self.handle_queries(listener, &batch);
             }
-            match socket.try_io(Interest::READABLE, || batch.recv(socket.as_fd())) {
-                Ok(_) => self.handle_queries(listener, &batch),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    in_a_row = 0;
-                    continue;
-                }
-                // What ICMP said about a reply that was sent to nobody.
-                Err(_) => {}
-            }
-            in_a_row += 1;
+            // Another error is what ICMP said about a reply that was sent to nobody.
+            let is_empty = read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+            in_a_row = if is_empty { 0 } else { in_a_row + 1 };
             if in_a_row >= BATCHES_IN_A_ROW {
                 in_a_row = 0;
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    /// Sends what the kernel had no room for, as soon as it has.
+    async fn unstick(self: Rc<Self>, listener: u16, socket: Rc<UdpSocket>) {
+        let stuck = Rc::clone(&self.state.borrow().mail.udp[usize::from(listener)].stuck);
+        loop {
+            stuck.notified().await;
+            // The kernel has said so, and the runtime does not know.
+            let _ = socket.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            if let Err(error) = socket.writable().await {
+                tracing::error!(%error, "a UDP listener cannot be waited for");
+            }
+            self.state.borrow_mut().mail.flush();
         }
     }
 
@@ -469,12 +488,16 @@ impl Shell {
                 forwarder.handle_query(now, client, datagram.bytes, mail);
             }
         }
-        self.settle();
+        self.settle_at(now);
     }
 
     /// Does everything that the last decisions asked for: dials, closes, writes, and sets the timer.
     pub(crate) fn settle(self: &Rc<Self>) {
-        let now = sys::now();
+        self.settle_at(sys::now());
+    }
+
+    /// The same for who has just looked what time it is.
+    pub(crate) fn settle_at(self: &Rc<Self>, now: Instant) {
         let state = &mut *self.state.borrow_mut();
         loop {
             let State { forwarder, mail, .. } = state;
