@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Forebay's DNS forwarder beside dnsdist, Unbound, smartdns and a raw UDP echo, in one run.
 
-  bench/peers/dns.py [--rounds 5] [--seconds 5] [--json FILE] [LOAD…]        default: all loads
+  bench/peers/dns.py [--rounds 5] [--seconds 5] [--json FILE] [--profile] [LOAD…]        default: all loads
 
   hit           10,000 names, all cached, over UDP
   miss          names that nobody has asked for, an upstream over UDP (NSD)
@@ -11,15 +11,18 @@
   pace          hits at half of the rate that the slowest of dnsdist, Unbound and forebay can do (open loop): p50 and p99
   lone          one query at a time: p50
   memory        what a million small answers take in the cache
+  workers       hits, one worker and two, on both cores, which the load shares: queries per second of CPU
 
 Each server has one thread, pinned to core 0, and its defaults but for what the load needs; dnsperf (64 clients, 256 in
 flight; pace and lone: forebay's own generator, which has percentiles) and NSD are pinned to core 1. Rounds are interleaved
 and in changing order; the first is not counted; medians are printed. CPU is what the kernel charged the server's process. Needs release builds
 (cargo build --release -p forebay-cli -p forebay-bench --bins --examples) and Debian's nsd, dnsdist, unbound, smartdns,
-dnsperf and openssl: what is missing is said. Stops only what it started.
+dnsperf and openssl: what is missing is said. With --profile (needs Linux's perf, and root), forebay alone runs under
+each load: system calls per query, and where the time goes. Stops only what it started.
 """
 import argparse
 import bisect
+import concurrent.futures
 import itertools
 import json
 import os
@@ -38,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 FOREBAY = os.environ.get("FOREBAY", str(TARGET / "forebay"))
 ECHO = str(TARGET / "examples" / "echo")
-LOADS = ["hit", "miss", "zipf", "tcp", "dot", "dot-upstream", "pace", "lone", "memory"]
+LOADS = ["hit", "miss", "zipf", "tcp", "dot", "dot-upstream", "pace", "lone", "memory", "workers"]
 PEERS = {
     "hit": ["echo", "dnsdist", "unbound", "smartdns", "forebay"],
     "miss": ["dnsdist", "unbound", "smartdns", "forebay"],
@@ -49,6 +52,7 @@ PEERS = {
     "pace": ["echo", "dnsdist", "unbound", "forebay"],
     "lone": ["echo", "dnsdist", "unbound", "forebay"],
     "memory": ["dnsdist", "unbound", "forebay"],
+    "workers": ["forebay", "forebay-2"],
 }
 HIT_NAMES = 10_000
 ZIPF_NAMES, ZIPF_EXPONENT, ZIPF_TYPES = 200_000, 0.9, ["A", "AAAA", "MX"]
@@ -58,7 +62,10 @@ TICK = os.sysconf("SC_CLK_TCK")
 UPSTREAM, UPSTREAM_TLS = 15301, 15351
 #: Of each server: over UDP and TCP, over TLS, and one whose upstream is asked over TLS.
 PORTS = {"echo": (15310, 0, 0), "dnsdist": (15302, 15312, 15322), "unbound": (15303, 15313, 15323),
-         "forebay": (15304, 15314, 15324), "smartdns": (15305, 0, 0)}
+         "forebay": (15304, 15314, 15324), "forebay-2": (15306, 15316, 15326), "smartdns": (15305, 0, 0)}
+#: Of a profile: what is counted.
+CALLS = ["recvmmsg", "sendmmsg", "sendto", "recvfrom", "sendmsg", "recvmsg", "read", "write", "writev", "epoll_wait", "epoll_ctl",
+         "futex"]
 
 
 class Bench:
@@ -68,6 +75,7 @@ class Bench:
         self.running = []
         self.results = {}
         self.fresh = itertools.count()
+        self.on_both = False
 
     # -- what runs ----------------------------------------------------------------------------------------------------
 
@@ -166,11 +174,14 @@ zone:
             return self.start(0, "smartdns", "-f", "-x", "-c", self.write("smartdns.conf", lines), "-p", "-")
         upstream = (f"tls://127.0.0.1:{UPSTREAM_TLS}?name=localhost&ca={cert}" if over_tls else f"udp://127.0.0.1:{UPSTREAM}")
         listen = [f"127.0.0.1:{port}"] + ([] if over_tls else [f"tls://127.0.0.1:{tls}"])
-        lines = ["[admin]", 'listen = "none"', "[log]", 'level = "error"', "[dns]", f"listen = {json.dumps(listen)}", "workers = 1",
+        workers = 2 if name == "forebay-2" else 1
+        lines = ["[admin]", 'listen = "none"', "[log]", 'level = "error"', "[dns]", f"listen = {json.dumps(listen)}",
+                 f"workers = {workers}",
                  f"upstreams = [{json.dumps(upstream)}]", 'cache = { size = "1GiB" }']
         if not over_tls:
             lines += ["[dns.tls]", f'certificate = "{cert}"', f'key = "{key}"']
-        return self.start(0, FOREBAY, "run", "-c", self.write(f"forebay.{port}.toml", lines))
+        cores = "0,1" if self.on_both else "0"
+        return self.start(cores, FOREBAY, "run", "-c", self.write(f"forebay.{port}.toml", lines))
 
     def ready(self, name, over_tls=False):
         """Starts a server and waits until it answers."""
@@ -230,7 +241,8 @@ zone:
     def dnsperf(self, process, port, file, *more, limit=None):
         limit = limit or ["-l", str(self.options.seconds)]
         before = self.cpu(process)
-        out = subprocess.run(["taskset", "-c", "1", "dnsperf", "-s", "127.0.0.1", "-p", str(port), "-d", str(file),
+        cores = "0,1" if self.on_both else "1"
+        out = subprocess.run(["taskset", "-c", cores, "dnsperf", "-s", "127.0.0.1", "-p", str(port), "-d", str(file),
                               "-c", str(CLIENTS), "-q", str(IN_FLIGHT), *limit, *more], capture_output=True, text=True).stdout
         used = self.cpu(process) - before
         def number(name):
@@ -267,30 +279,73 @@ zone:
         over_tls = load == "dot-upstream"
         if load == "memory":
             return self.run_memory()
-        servers = {name: self.ready(name, over_tls) for name in PEERS[load]}
+        self.on_both = load == "workers"
+        peers = ["forebay"] if self.options.profile else PEERS[load]
+        servers = {name: self.ready(name, over_tls) for name in peers}
         plain = {name: PORTS[name][2 if over_tls else 0] for name in servers}
-        if load in ("hit", "tcp", "dot", "pace", "lone"):
+        if load in ("hit", "tcp", "dot", "pace", "lone", "workers"):
             for name, process in servers.items():
                 self.dnsperf(process, plain[name], self.work / "hit", limit=["-n", "1"])
-        if load == "hit":
-            self.rounds(load, lambda name: self.dnsperf(servers[name], plain[name], self.work / "hit"))
-        elif load in ("miss", "dot-upstream"):
-            self.rounds(load, lambda name: self.dnsperf(servers[name], plain[name], self.misses(200_000 * seconds)))
-        elif load == "zipf":
-            self.rounds(load, lambda name: self.dnsperf(servers[name], plain[name], self.zipf(250_000 * seconds)))
-        elif load == "tcp":
-            self.rounds(load, lambda name: self.dnsperf(servers[name], plain[name], self.work / "hit", "-m", "tcp"))
-        elif load == "dot":
-            self.rounds(load, lambda name: self.dnsperf(servers[name], PORTS[name][1], self.work / "hit", "-m", "dot"))
-        elif load == "pace":
+        if load == "pace":
             most = {name: self.dnsperf(servers[name], plain[name], self.work / "hit")["qps"]
                     for name in servers if name != "echo"}
-            rate = min(most.values()) / 2
-            self.rounds(load, lambda name: self.own(servers[name], plain[name], "--rate", str(round(rate)), "--clients", str(CLIENTS)))
-        elif load == "lone":
-            self.rounds(load, lambda name: self.own(servers[name], plain[name], "--in-flight", "1", "--clients", "1"))
+            rate = str(round(min(most.values()) / 2))
+        def once(name):
+            process, port = servers[name], plain[name]
+            if load in ("miss", "dot-upstream"):
+                return self.dnsperf(process, port, self.misses(200_000 * seconds))
+            if load == "zipf":
+                return self.dnsperf(process, port, self.zipf(250_000 * seconds))
+            if load == "tcp":
+                return self.dnsperf(process, port, self.work / "hit", "-m", "tcp")
+            if load == "dot":
+                return self.dnsperf(process, PORTS[name][1], self.work / "hit", "-m", "dot")
+            if load == "pace":
+                return self.own(process, port, "--rate", rate, "--clients", str(CLIENTS))
+            if load == "lone":
+                return self.own(process, port, "--in-flight", "1", "--clients", "1")
+            return self.dnsperf(process, port, self.work / "hit")
+        if self.options.profile:
+            self.profile(load, servers["forebay"], once)
+        else:
+            self.rounds(load, once)
         for process in servers.values():
             self.stop(process)
+
+    def profile(self, load, process, once):
+        """What forebay does for a query of this load."""
+        once("forebay")
+        def during(*command):
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                result = pool.submit(once, "forebay")
+                # Misses are written to a file first.
+                before = self.cpu(process)
+                while self.cpu(process) < before + 0.2:
+                    time.sleep(0.05)
+                out = subprocess.run(["perf", *command, "--", "sleep", str(self.options.seconds / 2)], capture_output=True, text=True)
+                return result.result(), out.stderr
+        events = ",".join(f"syscalls:sys_enter_{call}" for call in CALLS)
+        result, text = during("stat", "-x,", "-e", events, "-p", str(process.pid))
+        queries = result["qps"] * self.options.seconds / 2
+        calls = {}
+        for line in text.splitlines():
+            fields = line.split(",")
+            if len(fields) > 2 and fields[0].isdigit() and int(fields[0]) > queries / 1000:
+                calls[fields[2].removeprefix("syscalls:sys_enter_")] = int(fields[0]) / queries
+        data = self.work / "perf.data"
+        result, _ = during("record", "-e", "cpu-clock", "-F", "4999", "-g", "-o", str(data), "-p", str(process.pid))
+        def report(*more):
+            out = subprocess.run(["perf", "report", "-i", data, "--stdio", "-g", "none", *more], capture_output=True, text=True).stdout
+            return [line.split() for line in out.splitlines() if line.strip() and not line.startswith("#")]
+        kernel = {fields[-1].removeprefix("__x64_sys_"): fields[0] for fields in report("--children", "--sort", "symbol")
+                  if fields[-1].startswith("__x64_sys_") and float(fields[0].rstrip("%")) >= 0.5}
+        places = {fields[1]: fields[0] for fields in report("--no-children", "--sort", "dso") if float(fields[0].rstrip("%")) >= 0.5}
+        ours = [(fields[0], " ".join(fields[2:])) for fields in report("--no-children", "--sort", "symbol", "--dsos", Path(FOREBAY).name)]
+        print(f"\n{load}: {result['cpu_us']:.2f} us of CPU per query")
+        print("  system calls per query: " + ", ".join(f"{name} {count:.2f}" for name, count in calls.items()))
+        print("  time in system calls:   " + ", ".join(f"{name} {share}" for name, share in kernel.items()))
+        print("  time by place:          " + ", ".join(f"{name} {share}" for name, share in places.items()))
+        print("  ours:                   " + "\n                          ".join(f"{share} {name}" for share, name in ours[:10]), flush=True)
 
     def run_memory(self):
         for name in PEERS["memory"]:
@@ -323,6 +378,9 @@ zone:
         columns = list(next(iter(table.values())))
         print(f"\n{load:<13}" + "".join(f"{column:>12}" for column in columns) + "".join(
             f"{'/ ' + name:>11}" for name in table if name != "forebay") + f"   ({measure})")
+        if load == "workers":
+            both, one = table["forebay-2"], table["forebay"]
+            print(f"two workers carry {2 * one['cpu_us'] / both['cpu_us']:.2f} times what one does, by CPU per query")
         for name, row in table.items():
             ratios = "".join(f"{row[measure] / (table[other][measure] or 1):>11.2f}" for other in table if other != "forebay")
             print(f"{name:<13}" + "".join(f"{row[column]:>12.2f}" if column.endswith("_us") else f"{row[column]:>12.0f}"
@@ -334,6 +392,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", help="where to write all rounds and medians")
+    parser.add_argument("--profile", action="store_true", help="what forebay does for a query, instead of a comparison")
     parser.add_argument("loads", nargs="*", metavar="LOAD")
     options = parser.parse_args()
     unknown = [load for load in options.loads if load not in LOADS]
@@ -341,6 +400,8 @@ def main():
         sys.exit(f"unknown load: {', '.join(unknown)}; there are: {', '.join(LOADS)}")
     os.environ["PATH"] += ":/usr/sbin"
     missing = [name for name in ("nsd", "dnsdist", "unbound", "smartdns", "dnsperf", "openssl", "taskset") if not shutil.which(name)]
+    if options.profile and not shutil.which("perf"):
+        missing.append("perf")
     missing += [path for path in (FOREBAY, ECHO) if not os.access(path, os.X_OK)]
     if missing:
         sys.exit(f"missing: {', '.join(missing)}")
@@ -349,9 +410,10 @@ def main():
     bench = Bench(options)
     try:
         bench.prepare()
-        for load in options.loads or LOADS:
+        for load in options.loads or (LOADS[:-2] if options.profile else LOADS):
             bench.run(load)
-            bench.show(load)
+            if load in bench.results:
+                bench.show(load)
         if options.json:
             report = {load: {"medians": bench.medians(load), "rounds": bench.results[load]} for load in bench.results}
             Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
