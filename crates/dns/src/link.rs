@@ -2,12 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use forebay::blame::cause_of;
+use forebay::datagram::DatagramSocket;
 use forebay::stream::Stream;
 use forebay::sys::{self, TcpOptions, UdpOptions};
 use forebay::tls::remedy;
@@ -15,7 +15,7 @@ use forebay_core::{Cause, Instant, SlotId};
 use forebay_dns_core::forwarder::Carrier;
 use rustls::{ClientConnection, HandshakeKind};
 use tokio::io::{Interest, Ready};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Notify;
 
 use crate::bootstrap::connect_any;
@@ -59,7 +59,7 @@ pub(crate) fn dial(
             let remote = shell.directory.address(endpoint).ok_or_else(unknown);
             let result = remote.and_then(open_datagram).map(|socket| {
                 if shell.config.safety.cookies
-                    && let Ok(local) = socket.local_addr()
+                    && let Ok(local) = socket.socket().local_addr()
                 {
                     state.forwarder.note_local(slot, local.ip());
                 }
@@ -77,29 +77,23 @@ pub(crate) fn dial(
     }
 }
 
-fn open_datagram(remote: SocketAddr) -> io::Result<Rc<UdpSocket>> {
+fn open_datagram(remote: SocketAddr) -> io::Result<Rc<DatagramSocket>> {
     let options = UdpOptions { recv_buffer_bytes: Some(UDP_BUFFER_BYTES), ..UdpOptions::default() };
     let socket = sys::udp_connected(remote, None, &options)?;
-    Ok(Rc::new(UdpSocket::from_std(socket)?))
+    Ok(Rc::new(DatagramSocket::new(socket)?))
 }
 
-async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: Rc<UdpSocket>) {
-    // What ICMP says of a query comes as an error without anything to read.
-    let interest = Interest::READABLE | Interest::ERROR;
+async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: Rc<DatagramSocket>) {
     loop {
-        let ready = socket.ready(interest).await;
+        // What ICMP says of a query comes as an error without anything to read.
+        let ready = socket.ready().await;
         let Some(mut batch) = shell.state.borrow_mut().batch.take() else { continue };
         let error_ready = ready.as_ref().is_ok_and(|ready: &Ready| ready.is_error());
         let mut failure = ready.err();
+        let room = batch.capacity();
         while failure.is_none() {
-            let (mut came, room) = (0, batch.capacity());
-            let read = socket.try_io(Interest::READABLE, || {
-                came = batch.recv(socket.as_fd())?;
-                // The socket is empty: who reads again waits for news.
-                if came < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-            });
-            match read {
-                _ if came > 0 => {
+            match socket.read(room, |socket| batch.recv(socket)) {
+                Ok(came) => {
                     let now = sys::now();
                     let State { forwarder, mail, .. } = &mut *shell.state.borrow_mut();
                     for (bytes, _) in batch.payloads() {
@@ -109,15 +103,12 @@ async fn read_datagrams(_ended: Ended, shell: Rc<Shell>, slot: SlotId, socket: R
                         break;
                     }
                 }
-                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => failure = Some(error),
             }
         }
         if error_ready && failure.is_none() {
-            // Tokio takes one interest at a time here, and forgets the readiness when there is nothing after all.
-            let look = || socket.take_error()?.ok_or_else(|| io::ErrorKind::WouldBlock.into());
-            failure = socket.try_io(Interest::ERROR, look).ok();
+            failure = socket.take_error();
         }
         shell.state.borrow_mut().batch = Some(batch);
         if let Some(error) = failure {

@@ -8,13 +8,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use forebay::blame::cause_of;
+use forebay::datagram::DatagramSocket;
 use forebay::stream::Stream;
 use forebay::sys::SendBatch;
 use forebay::sys::udp::MESSAGES_MAX;
 use forebay_core::{Cause, SlotId};
 use forebay_dns_core::forwarder::{Client, How, Outbox, StreamKind};
-use socket2::SockRef;
-use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -34,7 +33,7 @@ pub(crate) const CLIENT_BACKLOG_BYTES: usize = 512 << 10;
 
 /// A UDP listener's way out.
 pub(crate) struct UdpOut {
-    pub(crate) socket: Rc<UdpSocket>,
+    pub(crate) socket: Rc<DatagramSocket>,
     pub(crate) batch: SendBatch,
     /// Woken when the kernel had no room: its owner waits until there is.
     pub(crate) stuck: Rc<Notify>,
@@ -139,7 +138,7 @@ pub(crate) struct LinkOut {
 pub(crate) enum LinkIo {
     /// Being dialled.
     Dialing,
-    Datagram(Rc<UdpSocket>),
+    Datagram(Rc<DatagramSocket>),
     Stream(StreamOut),
     Requests(Box<RequestOut>),
 }
@@ -192,7 +191,7 @@ pub(crate) struct Mail {
 }
 
 impl Mail {
-    pub(crate) fn new(udp: Vec<Rc<UdpSocket>>, log: Option<QueryLog>) -> Self {
+    pub(crate) fn new(udp: Vec<Rc<DatagramSocket>>, log: Option<QueryLog>) -> Self {
         let out = |socket| UdpOut {
             socket,
             batch: SendBatch::new(MESSAGES_MAX, BATCH_BYTES),
@@ -289,8 +288,7 @@ impl Outbox for Mail {
             LinkIo::Datagram(socket) => {
                 self.scratch.clear();
                 write(&mut self.scratch);
-                // Not by the runtime: it would not let a new socket write before its first turn of waiting.
-                match SockRef::from(&**socket).send(&self.scratch) {
+                match socket.socket().send(&self.scratch) {
                     Ok(_) => {}
                     // The socket's buffer is full: as good as lost on the way, and asked again after the time-out.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.dropped += 1,

@@ -4,11 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay::datagram::DatagramSocket;
 use forebay::sys::udp::MESSAGES_MAX;
 use forebay::sys::{self, ConnectedRecvBatch, RecvBatch};
 use forebay_core::{Instant, Permits, SlotId};
@@ -19,8 +19,7 @@ use forebay_dns_core::forwarder::{
 };
 use forebay_dns_core::local::{BlockList, LocalData};
 use forebay_dns_core::wire::HashSeed;
-use tokio::io::Interest;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -57,6 +56,9 @@ const DRAIN_LINGER: Duration = Duration::from_millis(500);
 
 /// A batch of fewer is waited for anew: while it was answered, nothing more will have come.
 const BATCH_SMALL: usize = 4;
+
+/// How long replies rest that the kernel has no room for, when nobody can tell when it has.
+const STUCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Batches that are read before other tasks of the worker get their turn.
 const BATCHES_IN_A_ROW: u32 = 4;
@@ -277,11 +279,11 @@ impl Shell {
         query_log: Option<QueryLog>,
         random_seed: [u8; 32],
         sockets: &Sockets,
-    ) -> io::Result<(Rc<Self>, Vec<Rc<UdpSocket>>)> {
+    ) -> io::Result<(Rc<Self>, Vec<Rc<DatagramSocket>>)> {
         let udp = sockets
             .udp
             .iter()
-            .map(|socket| Ok(Rc::new(UdpSocket::from_std(socket.try_clone()?)?)))
+            .map(|socket| Ok(Rc::new(DatagramSocket::new(socket.try_clone()?)?)))
             .collect::<io::Result<Vec<_>>>()?;
         let now = sys::now();
         let config = forwarder_config(&seed.config, &seed.permits, seed.front, seed.hash_seed, random_seed);
@@ -324,7 +326,7 @@ impl Shell {
 
     fn listen(
         self: &Rc<Self>,
-        udp: Vec<Rc<UdpSocket>>,
+        udp: Vec<Rc<DatagramSocket>>,
         streams: Vec<(usize, std::net::TcpListener)>,
     ) -> io::Result<()> {
         tokio::task::spawn_local(Rc::clone(self).keep_time());
@@ -438,25 +440,23 @@ impl Shell {
     }
 
     /// Reads queries in batches; every hit of a batch is answered from it and written with one call.
-    async fn serve_udp(self: Rc<Self>, listener: u16, socket: Rc<UdpSocket>) {
+    async fn serve_udp(self: Rc<Self>, listener: u16, socket: Rc<DatagramSocket>) {
         let mut batch = RecvBatch::new(MESSAGES_MAX, DATAGRAM_BYTES);
         let mut in_a_row = 0;
         loop {
             // One waker in the socket, and no list of those who wait: this is most of what a query alone costs here.
-            if let Err(error) = poll_fn(|cx| socket.poll_recv_ready(cx)).await {
+            if let Err(error) = poll_fn(|cx| socket.poll_readable(cx)).await {
                 tracing::error!(%error, "a UDP listener cannot be waited for");
             }
-            let mut came = 0;
-            let read = socket.try_io(Interest::READABLE, || {
-                came = batch.recv(socket.as_fd())?;
-                // The socket is empty, and not enough was there for more to come meanwhile: who reads again waits for news.
-                if came < BATCH_SMALL { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-            });
+            let read = socket.read(BATCH_SMALL, |socket| batch.recv(socket));
+            // An error other than that nothing came is what ICMP said about a reply that was sent to nobody.
+            let (came, is_empty) = match read {
+                Ok(came) => (came, came < BATCH_SMALL),
+                Err(error) => (0, error.kind() == io::ErrorKind::WouldBlock),
+            };
             if came > 0 {
                 self.handle_queries(listener, &batch);
             }
-            // Another error is what ICMP said about a reply that was sent to nobody.
-            let is_empty = read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
             in_a_row = if is_empty { 0 } else { in_a_row + 1 };
             if in_a_row >= BATCHES_IN_A_ROW {
                 in_a_row = 0;
@@ -466,14 +466,13 @@ impl Shell {
     }
 
     /// Sends what the kernel had no room for, as soon as it has.
-    async fn unstick(self: Rc<Self>, listener: u16, socket: Rc<UdpSocket>) {
+    async fn unstick(self: Rc<Self>, listener: u16, socket: Rc<DatagramSocket>) {
         let stuck = Rc::clone(&self.state.borrow().mail.udp[usize::from(listener)].stuck);
         loop {
             stuck.notified().await;
-            // The kernel has said so, and the runtime does not know.
-            let _ = socket.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-            if let Err(error) = socket.writable().await {
+            if let Err(error) = socket.room().await {
                 tracing::error!(%error, "a UDP listener cannot be waited for");
+                tokio::time::sleep(STUCK_PAUSE).await;
             }
             self.state.borrow_mut().mail.flush();
         }

@@ -66,6 +66,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`dial`] | connectors for UDP, TCP and TLS; the budget of this machine |
+//! | [`datagram`] | a UDP socket that wakes its task for what comes alone |
 //! | [`http2`] | client connections of HTTP/2 that a pool shares |
 //! | [`blame`] | from an I/O error to whose fault it is |
 //! | [`settings`], [`units`] | what the settings of all servers have in common; durations and sizes as people write them |
@@ -86,6 +87,7 @@
 )]
 
 pub mod blame;
+pub mod datagram;
 pub mod dial;
 pub mod http2;
 pub mod lines;

@@ -12,6 +12,7 @@
 //! | [`pipe`] | bytes from one stream to another that never come to this process |
 //! | [`epoll`] | waiting for descriptors without a runtime (for load generators) |
 //! | `heap` | who holds memory, by jemalloc (feature `jemalloc`) |
+//! | `watch` | descriptors that the runtime watches for one thing alone |
 //! | [`sample`] | what threads do with their CPU time, taken by a signal |
 
 #![allow(
@@ -35,6 +36,7 @@ pub mod process;
 pub mod sample;
 pub mod socket;
 pub mod udp;
+mod watch;
 
 pub use clock::{coarse_now, now};
 pub use pipe::Pipe;
@@ -43,6 +45,7 @@ pub use socket::{
     stream_state, tcp_listener, tcp_socket, udp_connected, udp_listener,
 };
 pub use udp::{ConnectedRecvBatch, Datagram, Flush, RecvBatch, SendBatch};
+pub(crate) use watch::watch;
 
 use std::io;
 
