@@ -337,10 +337,13 @@ zone:
         def report(*more):
             out = subprocess.run(["perf", "report", "-i", data, "--stdio", "-g", "none", *more], capture_output=True, text=True).stdout
             return [line.split() for line in out.splitlines() if line.strip() and not line.startswith("#")]
-        kernel = {fields[-1].removeprefix("__x64_sys_"): fields[0] for fields in report("--children", "--sort", "symbol")
-                  if fields[-1].startswith("__x64_sys_") and float(fields[0].rstrip("%")) >= 0.5}
+        kernel = {}
+        for fields in report("--children", "--sort", "symbol"):
+            for name in fields:
+                if name.startswith("__x64_sys_") and float(fields[0].rstrip("%")) >= 0.5:
+                    kernel[name.removeprefix("__x64_sys_")] = fields[0]
         places = {fields[1]: fields[0] for fields in report("--no-children", "--sort", "dso") if float(fields[0].rstrip("%")) >= 0.5}
-        ours = [(fields[0], " ".join(fields[2:])) for fields in report("--no-children", "--sort", "symbol", "--dsos", Path(FOREBAY).name)]
+        ours = [(fields[0], " ".join(fields[2:]).removesuffix(" - -")) for fields in report("--no-children", "--sort", "symbol", "--dsos", Path(FOREBAY).name)]
         print(f"\n{load}: {result['cpu_us']:.2f} us of CPU per query")
         print("  system calls per query: " + ", ".join(f"{name} {count:.2f}" for name, count in calls.items()))
         print("  time in system calls:   " + ", ".join(f"{name} {share}" for name, share in kernel.items()))
