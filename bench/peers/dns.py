@@ -40,7 +40,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 FOREBAY = os.environ.get("FOREBAY", str(TARGET / "forebay"))
-ECHO = str(TARGET / "examples" / "echo")
+ECHO = str(TARGET / "examples" / "raw_echo")
 LOADS = ["hit", "miss", "zipf", "tcp", "dot", "dot-upstream", "pace", "lone", "memory", "workers"]
 PEERS = {
     "hit": ["echo", "dnsdist", "unbound", "smartdns", "forebay"],

@@ -22,14 +22,15 @@ use crate::config::{
 };
 use crate::failure::Failure;
 use crate::grpc::{GrpcArgs, GrpcCommand};
+use crate::manual::{CompletionsArgs, ManArgs};
 
 /// The arguments of the command.
 #[derive(Debug, Parser)]
 #[command(
     name = "forebay",
     version,
-    about = "A pool of connections in front of your upstreams: a caching DNS forwarder and a proxy.",
-    long_about = "A pool of connections in front of your upstreams: a caching DNS forwarder and a proxy.\n\n\
+    about = "A pool of connections in front of your upstreams: a caching DNS forwarder, a proxy, and gRPC.",
+    long_about = "A pool of connections in front of your upstreams: a caching DNS forwarder, a proxy, and gRPC.\n\n\
                   Without a command it forwards DNS from 127.0.0.1:5300 to this machine's own resolvers; the options \
                   are then those of `forebay dns`.",
     after_help = EXAMPLES
@@ -98,6 +99,18 @@ Examples:
     Demo(DemoArgs),
     /// Measure.
     Bench(BenchArgs),
+    /// Write what a shell reads to complete forebay's arguments.
+    #[command(after_help = "\
+Examples:
+  forebay completions bash > /etc/bash_completion.d/forebay
+  forebay completions fish > ~/.config/fish/completions/forebay.fish")]
+    Completions(CompletionsArgs),
+    /// Write manual pages.
+    #[command(after_help = "\
+Examples:
+  forebay man | man -l -
+  forebay man --output /usr/local/share/man/man1")]
+    Man(ManArgs),
 }
 
 /// The options of `dns`.

@@ -13,6 +13,7 @@
 //! | `serve` | a server from its start to its end by a signal |
 //! | `demo` | upstreams, a server in front of them and load, in one process, to look at |
 //! | `profile` | where this process spends its CPU time, and who holds its memory |
+//! | [`manual`] | manual pages, and completions for shells |
 //! | `bench` | load generators from the command line |
 //! | `logs`, `machine`, `failure` | the log, what this machine gives, how the command ends |
 
@@ -27,6 +28,7 @@ pub mod grpc;
 pub mod hello;
 mod logs;
 mod machine;
+pub mod manual;
 mod profile;
 mod serve;
 
@@ -75,6 +77,8 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         Some(Command::Check(check)) => check_file(&check.config, &machine::read(&check.resolv_conf)),
         Some(Command::Demo(demo)) => demo::run(&demo, &args.serve),
         Some(Command::Bench(bench)) => bench::run(&bench),
+        Some(Command::Completions(completions)) => manual::completions(&completions),
+        Some(Command::Man(man)) => manual::man(&man),
     }
 }
 

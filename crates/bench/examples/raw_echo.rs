@@ -1,5 +1,5 @@
 //! The least that a server of datagrams can cost: each query goes back as its own answer, with two system calls.
-//! `echo ADDRESS`.
+//! `raw_echo ADDRESS`.
 
 use std::error::Error;
 use std::net::UdpSocket;
@@ -8,7 +8,7 @@ use std::net::UdpSocket;
 const IS_RESPONSE: u8 = 0x80;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let address = std::env::args().nth(1).ok_or("echo ADDRESS")?;
+    let address = std::env::args().nth(1).ok_or("raw_echo ADDRESS")?;
     let socket = UdpSocket::bind(address)?;
     let mut buffer = [0; 4096];
     loop {
