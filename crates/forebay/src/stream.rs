@@ -466,7 +466,8 @@ struct Socket<'a>(&'a TcpStream);
 
 impl Read for Socket<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        read_all(self.0, buffer)
+        // It stays ready after a short read, too: what has been decrypted is waited for by the socket's readiness.
+        self.0.try_read(buffer)
     }
 }
 
