@@ -20,9 +20,11 @@ use crate::config::{
     AdminConfig, AdminListen, AdminSettings, Config, LogFormat, LogLevel, LogSettings, Machine,
     TOKEN_VARIABLE,
 };
+use crate::doctor::{self, DoctorArgs};
 use crate::failure::Failure;
 use crate::grpc::{GrpcArgs, GrpcCommand};
 use crate::manual::{CompletionsArgs, ManArgs};
+use crate::plan::{self, PlanArgs};
 
 /// The arguments of the command.
 #[derive(Debug, Parser)]
@@ -56,6 +58,8 @@ Examples:
   forebay demo                                      see it work, with nothing else installed
   forebay run -c forebay.toml                       run what a file says
   forebay bench dns --target 127.0.0.1:5300         put load on a DNS server
+  forebay plan --rate 5000 --service 20ms           how big must a pool be?
+  forebay doctor                                    what can this machine carry?
 
 Exit codes: 0 all is well, 1 it failed while running, 2 it was used or configured wrongly.
 SIGTERM or Ctrl-C: queries in flight are answered, for at most 5 seconds, and clients of a proxy may finish, for at most\nits drain_timeout; a second one ends at once, with 1.";
@@ -111,6 +115,12 @@ Examples:
   forebay man | man -l -
   forebay man --output /usr/local/share/man/man1")]
     Man(ManArgs),
+    /// Say how many connections a load needs, how long requests then wait, and what is used up first.
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(Box<PlanArgs>),
+    /// Say what load this machine can carry, what breaks first, and what changes it. Changes nothing.
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(DoctorArgs),
 }
 
 /// The options of `dns`.
@@ -583,6 +593,8 @@ impl Args {
             Some(
                 Command::Check(_)
                     | Command::Bench(_)
+                    | Command::Plan(_)
+                    | Command::Doctor(_)
                     | Command::Grpc(GrpcArgs { command: GrpcCommand::Hello(_) })
             )
         );
@@ -793,6 +805,8 @@ mod tests {
             "forebay --resolv-conf f dns",
             "forebay check -c f --admin none",
             "forebay --log debug bench pool",
+            "forebay --log debug doctor",
+            "forebay plan --rate 1 --service 1ms --admin none",
             "forebay grpc hello http://127.0.0.1:1 --admin none",
         ] {
             assert!(parse(line).unwrap().validate().is_err(), "{line}");
@@ -813,6 +827,8 @@ mod tests {
             "forebay bench --help",
             "forebay bench tcp --help",
             "forebay grpc hello --help",
+            "forebay plan --help",
+            "forebay doctor --help",
         ] {
             let help = help(line);
             assert!(!help.contains("--admin") && !help.contains("--log"), "{help}");

@@ -15,6 +15,9 @@
 //! | `profile` | where this process spends its CPU time, and who holds its memory |
 //! | [`manual`] | manual pages, and completions for shells |
 //! | `bench` | load generators from the command line |
+//! | [`plan`] | how big a pool must be |
+//! | [`doctor`] | what this machine can carry |
+//! | `remote` | the admin endpoint of a running forebay, asked from outside |
 //! | `logs`, `machine`, `failure` | the log, what this machine gives, how the command ends |
 
 pub mod admin;
@@ -23,13 +26,16 @@ pub mod args;
 mod bench;
 pub mod config;
 mod demo;
+pub mod doctor;
 mod failure;
 pub mod grpc;
 pub mod hello;
 mod logs;
 mod machine;
 pub mod manual;
+pub mod plan;
 mod profile;
+mod remote;
 mod serve;
 
 use std::fs;
@@ -79,6 +85,8 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         Some(Command::Bench(bench)) => bench::run(&bench),
         Some(Command::Completions(completions)) => manual::completions(&completions),
         Some(Command::Man(man)) => manual::man(&man),
+        Some(Command::Plan(args)) => plan::run(&args),
+        Some(Command::Doctor(args)) => doctor::run(&args),
     }
 }
 

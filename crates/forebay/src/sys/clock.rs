@@ -47,6 +47,19 @@ pub fn cpu_time_of(pid: i32) -> io::Result<Duration> {
     try_read(clock)
 }
 
+/// Whether somebody (NTP, PTP, the host of a virtual machine) keeps the time of day right, as the kernel was told.
+///
+/// # Errors
+///
+/// Those of `adjtimex(2)`, as where a filter of system calls forbids it.
+pub fn is_synchronised() -> io::Result<bool> {
+    // SAFETY: `timex` is plain numbers, for which zero is a valid value; `modes` of zero changes nothing.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `state` is a valid place for the answer, and the call keeps no pointer to it.
+    let answer = super::check(unsafe { libc::adjtimex(&mut state) })?;
+    Ok(answer != libc::TIME_ERROR && state.status & libc::STA_UNSYNC == 0)
+}
+
 /// Makes timers of the calling thread fire as exactly as the machine can, instead of up to 50 µs late.
 ///
 /// # Errors
