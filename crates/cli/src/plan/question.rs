@@ -97,6 +97,8 @@ pub(crate) struct Room {
 const IN_FLIGHT_MAX: f64 = 1e6;
 /// Service beyond this is no request.
 const SERVICE_MAX: f64 = 3600.0;
+/// Requests to live through for one number among several that only are to be compared.
+const WHAT_IF_REQUESTS: u32 = 30_000;
 
 impl Question {
     /// Refuses what cannot be.
@@ -307,7 +309,8 @@ impl Question {
         bounds
     }
 
-    /// How many times this load so many connections to an endpoint could carry within the target; about.
+    /// How many times this load so many connections to an endpoint could carry within the target, by theory: for where it
+    /// is exact.
     pub(crate) fn reach(&self, connections: u64) -> f64 {
         let places = connections * u64::from(self.capacity);
         let service = self.service.mean;
@@ -357,9 +360,8 @@ impl Question {
         }
     }
 
-    /// How many connections an endpoint needs if one assumption is wrong; by theory, against its own number.
-    pub(crate) fn sensitivity(&self) -> Vec<WhatIf> {
-        let Some(now) = self.by_theory() else { return Vec::new() };
+    /// How many connections an endpoint needs if one assumption is wrong, against the number that is needed if none is.
+    pub(crate) fn sensitivity(&self, now: u32) -> Vec<WhatIf> {
         let Service { mean, spread } = self.service;
         let slow = Self { service: Service { mean: mean * 2.0, spread }, ..*self };
         let mut cases = vec![("service takes twice as long", slow)];
@@ -386,7 +388,8 @@ impl Question {
         cases
             .into_iter()
             .filter_map(|(what, question)| {
-                let connections = question.by_theory()?;
+                let connections =
+                    Self { requests: question.requests.min(WHAT_IF_REQUESTS), ..question }.fewest().ok()?;
                 Some(WhatIf { what, connections, times: f64::from(connections) / f64::from(now) })
             })
             .collect()
@@ -503,9 +506,9 @@ pub(crate) struct NoPool {
 pub(crate) struct WhatIf {
     /// The assumption.
     pub(crate) what: &'static str,
-    /// Connections to each endpoint, by theory.
+    /// Connections to each endpoint.
     pub(crate) connections: u32,
-    /// The same by what theory says without it.
+    /// The same by what is needed if no assumption is wrong.
     pub(crate) times: f64,
 }
 
@@ -640,12 +643,13 @@ pub(crate) mod tests {
     #[test]
     fn wrong_assumptions_have_a_price() {
         let asked = question(OPEN);
-        let now = asked.by_theory().unwrap();
-        let all = asked.sensitivity();
+        let now = asked.fewest().unwrap();
+        let all = asked.sensitivity(now);
         assert_eq!(all.len(), 5);
         assert!(all.iter().all(|one| one.connections >= now), "{all:?}");
         assert!(all.iter().any(|one| one.times > 1.5), "{all:?}");
-        let callers = question(Arrivals::Closed { callers: 64, think: 0.0 }).sensitivity();
+        let callers = question(Arrivals::Closed { callers: 64, think: 0.0 });
+        let callers = callers.sensitivity(callers.fewest().unwrap());
         assert!(callers.iter().any(|one| one.what.contains("pause") && one.times < 1.0), "{callers:?}");
     }
 

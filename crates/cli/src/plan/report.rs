@@ -125,7 +125,7 @@ impl Plan {
         };
         let planned = question.connections.unwrap_or(connections);
         let bounds = question.bounds(planned);
-        let binds = Binds::new(question, &bounds);
+        let binds = Binds::new(question, &bounds, connections);
         let in_flight = question.service.mean * question.told(connections).throughput;
         let mut notes = taken;
         notes.extend(notes_on(question, planned));
@@ -150,7 +150,7 @@ impl Plan {
             binds,
             bounds,
             without_pool: question.without_pool(),
-            sensitivity: question.sensitivity(),
+            sensitivity: question.sensitivity(connections),
             seed: Seed::new(question, seed_connections, ours),
             notes,
         })
@@ -245,10 +245,15 @@ impl Row {
 }
 
 impl Binds {
-    fn new(question: &Question, bounds: &[Bound]) -> Self {
+    fn new(question: &Question, bounds: &[Bound], needed: u32) -> Self {
         // Sorted: the first allows the fewest connections.
         let first = &bounds[0];
-        let at_times = question.reach(first.connections);
+        // Where theory is not exact, as if load and connections grew together: a little less than is true.
+        let at_times = if question.is_exact() {
+            question.reach(first.connections)
+        } else {
+            first.connections as f64 / f64::from(needed)
+        };
         let remedy = match first.what {
             "connections_max of the pool" => "raise connections_max of the upstream",
             "local ports to one destination" => {
@@ -346,7 +351,7 @@ impl fmt::Display for Plan {
             Grouped(without.ports_per_destination.ceil() as u64),
             per_second(without.rate_max),
         )?;
-        writeln!(f, "\nif an assumption is wrong (connections to each endpoint, by theory)")?;
+        writeln!(f, "\nif an assumption is wrong (connections to each endpoint)")?;
         for one in &self.sensitivity {
             writeln!(f, "  {:<48} {:>9}  ×{:.2}", one.what, Grouped(one.connections.into()), one.times)?;
         }

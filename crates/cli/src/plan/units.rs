@@ -98,7 +98,7 @@ fn positive(text: &str) -> Option<f64> {
 /// Writes a time of so many seconds with three digits and a unit.
 pub(crate) fn shown(seconds: f64) -> String {
     let (value, unit) = match seconds {
-        s if s <= 0.0 => return "0".to_owned(),
+        s if s < 0.5e-9 => return "0".to_owned(),
         s if s < 0.999_5e-6 => (s * 1e9, "ns"),
         s if s < 0.999_5e-3 => (s * 1e6, "µs"),
         s if s < 0.999_5 => (s * 1e3, "ms"),
