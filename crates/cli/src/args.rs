@@ -25,6 +25,7 @@ use crate::failure::Failure;
 use crate::grpc::{GrpcArgs, GrpcCommand};
 use crate::manual::{CompletionsArgs, ManArgs};
 use crate::plan::{self, PlanArgs};
+use crate::seeds::SeedsBenchArgs;
 
 /// The arguments of the command.
 #[derive(Debug, Parser)]
@@ -279,6 +280,15 @@ Examples:
   forebay bench grpc https://localhost:50051 --ca ca.pem --streaming --payload 4KiB
   forebay bench grpc http://127.0.0.1:50051 --method grpc.health.v1.Health/Check --data '{\"service\": \"\"}'")]
     Grpc(Box<GrpcBenchArgs>),
+    /// Measure what five documents claim about pooling, on this machine, with embedded servers alone: some minutes.
+    #[command(after_help = "\
+Examples:
+  forebay bench seeds --quick
+  forebay bench seeds --html seeds.html
+  forebay bench seeds --only 003 --only 004 --markdown
+
+What the claims are, and how they are judged: docs/seeds.md. Ctrl-C: what was measured is reported; the exit code is 1.")]
+    Seeds(SeedsBenchArgs),
 }
 
 /// The options of `bench dns`.
@@ -305,7 +315,8 @@ pub struct DnsBenchArgs {
     /// When a query without answer counts as lost.
     #[arg(long, value_name = "TIME", default_value = "2s")]
     pub timeout: Span,
-    /// What to ask for: hot:N, unique, zipf:N:EXPONENT or file:PATH (dnsperf's format).
+    /// What to ask for: hot:N, unique, mix:N:PERCENT (N names, and PERCENT of queries for others, never asked before),
+    /// zipf:N:EXPONENT or file:PATH (dnsperf's format).
     #[arg(long, value_name = "NAMES", default_value = "hot:10000")]
     pub names: Names,
     /// What all names but those of a file are under.

@@ -15,6 +15,7 @@ use crate::args::{
     PoolChoice, TcpBenchArgs, TcpPattern,
 };
 use crate::failure::{Failure, say};
+use crate::seeds;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     match &args.command {
@@ -23,6 +24,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         BenchCommand::Tcp(args) => run_tcp(args),
         BenchCommand::Http(args) => run_http(args),
         BenchCommand::Grpc(args) => run_grpc(args),
+        BenchCommand::Seeds(args) => seeds::run(args),
     }
 }
 

@@ -18,6 +18,7 @@
 //! | [`plan`] | how big a pool must be |
 //! | [`doctor`] | what this machine can carry |
 //! | `remote` | the admin endpoint of a running forebay, asked from outside |
+//! | [`seeds`] | the claims of five documents about pooling, measured |
 //! | `logs`, `machine`, `failure` | the log, what this machine gives, how the command ends |
 
 pub mod admin;
@@ -36,6 +37,7 @@ pub mod manual;
 pub mod plan;
 mod profile;
 mod remote;
+pub mod seeds;
 mod serve;
 
 use std::fs;

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 use forebay::sys::now;
 use forebay::sys::sample::Sampler;
 
-use self::modules::Modules;
+use self::modules::{Modules, Symbols};
 
 /// How often samples are drained and new threads looked for. The sampler has places for several times that.
 const DRAINED_EVERY: Duration = Duration::from_millis(10);
@@ -91,6 +91,22 @@ impl Profile {
     /// Returns the profile as `go tool pprof` reads it: a message of profile.proto, compressed with gzip.
     pub(crate) fn pprof(&self) -> Vec<u8> {
         pprof::encode(self)
+    }
+
+    /// Returns the share (0 to 1) of the CPU time of the threads whose names begin with `thread` that `is` says to be in:
+    /// it is given the names of each stack's functions, innermost first. `None` without samples of such threads.
+    pub(crate) fn share(&self, thread: &str, is: impl Fn(&[String]) -> bool) -> Option<f64> {
+        let mut symbols = Symbols::new(&self.modules);
+        let (mut inside, mut all) = (0, 0);
+        for ((name, addresses), count) in &self.stacks {
+            if name.starts_with(thread) {
+                let places = addresses.iter().flat_map(|address| symbols.places(*address));
+                let names: Vec<String> = places.map(|place| place.function).collect();
+                all += count;
+                inside += if is(&names) { *count } else { 0 };
+            }
+        }
+        (all > 0).then(|| inside as f64 / all as f64)
     }
 
     /// Returns the profile as a picture in SVG, threads apart.

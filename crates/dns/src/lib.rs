@@ -50,9 +50,9 @@ pub use self::settings::{
     RouteSettings,
 };
 pub use self::settings::{
-    CacheSettings, ClientSettings, DnsConfig, HealthSettings, Host, ListenAddress, PoolMode, SafetySettings,
-    Scheme, Settings, SettingsError, StrategyName, StrategySettings, StreamSettings, TlsSettings, Transport,
-    UdpSettings, UpstreamAddress, parse_address,
+    CacheSettings, ClientSettings, DnsConfig, HealthSettings, Host, ListenAddress, OverflowName, PoolMode,
+    SafetySettings, Scheme, Settings, SettingsError, StrategyName, StrategySettings, StreamSettings,
+    TlsSettings, Transport, UdpSettings, UpstreamAddress, parse_address,
 };
 pub use self::stats::{CacheStats, HandshakeStats, LatencyStats, NameStats, PoolStats, QueryLogStats, Stats};
 use self::tls::ServerConfigs;
@@ -429,13 +429,14 @@ fn permits(config: &DnsConfig) -> Vec<(Permits, Permits)> {
         u32::try_from(descriptors.saturating_sub(DESCRIPTORS_RESERVED)).unwrap_or(u32::MAX).max(64);
     let descriptors = Arc::new(Ledger::resource(descriptors));
     let ports = sys::process::local_port_range().map_or(28_000, |range| range.usable());
-    let permits = |connections_max| Permits {
+    let permits = |connections_max, temporary_max| Permits {
         budget: Budget {
             descriptors: Some(Arc::clone(&descriptors)),
             ports: Some(Arc::new(Ledger::resource(ports))),
         },
-        ..Permits::alone(connections_max, 0)
+        ..Permits::alone(connections_max, temporary_max)
     };
-    let both = |_| (permits(config.udp.connections_max), permits(config.stream.connections_max));
+    let one = |pool: &forebay_core::Config| permits(pool.connections_max, pool.temporary_max);
+    let both = |_| (one(&config.udp), one(&config.stream));
     config.upstreams.iter().map(both).collect()
 }

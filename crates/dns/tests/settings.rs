@@ -7,10 +7,10 @@ use std::time::Duration;
 use forebay::units::{Size, Span};
 use forebay_bench::responder::{Responder, Script, Verdict, expected_a};
 use forebay_core::AcquireOutcome::Fresh;
-use forebay_core::CloseReason;
+use forebay_core::{AcquireOutcome, CloseReason};
 use forebay_dns::{
-    CacheSettings, ClientSettings, PoolMode, SafetySettings, Settings, StrategyName, StreamSettings,
-    UdpSettings,
+    CacheSettings, ClientSettings, DnsConfig, OverflowName, PoolMode, SafetySettings, Settings, StrategyName,
+    StreamSettings, UdpSettings,
 };
 use support::{Running, Tcp, Udp, address, id, query, rcode, run, settings, truncated, ttl};
 
@@ -241,6 +241,38 @@ fn udp_sockets_are_kept_and_bounded() {
     let server = with(UdpSettings { connections_min: 0, capacity: 5, ..base });
     burst(&server, "n", 20);
     assert_eq!(server.stats().connections_made(), 4, "20 queries, 5 on each");
+}
+
+#[test]
+fn a_query_that_finds_all_udp_sockets_full_waits_or_gets_one_of_its_own_or_is_refused() {
+    let upstream = upstream(Script { delay: Duration::from_millis(50), ..Script::default() });
+    let two = UdpSettings { connections_min: 0, connections_max: 2, capacity: 1, ..UdpSettings::default() };
+    let with = |udp: UdpSettings| run(&Settings { udp, ..settings(&[&upstream]) });
+    let temporary =
+        |stats: &forebay_dns::Stats| stats.pools[0].snapshot.counters.acquires(AcquireOutcome::Temporary);
+    let server = with(two);
+    burst(&server, "n", 6);
+    assert_eq!((server.stats().connections_made(), temporary(&server.stats())), (2, 0));
+    let server = with(UdpSettings { overflow: OverflowName::Temporary, temporary_max: 3, ..two });
+    burst(&server, "n", 6);
+    let stats = server.stats();
+    assert_eq!((stats.connections_made(), temporary(&stats)), (5, 3), "and the sixth waited");
+    server.until("temporary ones go", |stats| stats.pools[0].snapshot.connections() == 2);
+    let server = with(UdpSettings { overflow: OverflowName::Reject, ..two });
+    // Who comes before there is any connection waits for it to be made.
+    burst(&server, "first", 2);
+    server.until("both are idle", |stats| stats.pools[0].snapshot.idle == 2);
+    let client = Udp::to(server.address);
+    (0..6).for_each(|n| client.send(&query(n, &format!("n{n}.test"), 1, None)));
+    let rcodes: Vec<u8> = (0..6).map(|_| rcode(&client.recv())).collect();
+    assert_eq!(rcodes.iter().filter(|code| **code == 2).count(), 4, "{rcodes:?}");
+    let error = DnsConfig::new(
+        &Settings { udp: UdpSettings { temporary_max: 3, ..two }, ..settings(&[&upstream]) },
+        &[],
+        1,
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("udp.temporary_max") && error.contains("overflow"), "{error}");
 }
 
 #[test]

@@ -15,6 +15,9 @@ use crate::responder::expected_a;
 /// The most names of a Zipf distribution: its table takes 12 bytes for each.
 const ZIPF_NAMES_MAX: u64 = 10_000_000;
 
+/// Of so many queries of a mix it is said how many are for names that were never asked before.
+const MIX_OF: u64 = 10_000;
+
 /// What to ask about.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Names {
@@ -25,6 +28,14 @@ pub enum Names {
     },
     /// A name that was never asked before, every time.
     Unique,
+    /// The names `h0` to `h<names - 1>` in turn, and evenly between them names that were never asked before: a cache that has
+    /// the others hits as often as is wanted.
+    Mix {
+        /// How many.
+        names: u64,
+        /// Of a hundred queries, those for names never asked before; two decimals count.
+        unique_percent: f64,
+    },
     /// The names `h0` to `h<names - 1>` at random, the first most often: number *n* with weight 1/(n + 1)^exponent.
     Zipf {
         /// How many.
@@ -42,14 +53,24 @@ pub enum Names {
 impl FromStr for Names {
     type Err = String;
 
-    /// Reads `hot:1000`, `unique`, `zipf:100000:0.9` or `file:PATH`.
+    /// Reads `hot:1000`, `unique`, `mix:1000:4`, `zipf:100000:0.9` or `file:PATH`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong =
-            || format!("names \"{text}\" are none: say hot:1000, unique, zipf:100000:0.9 or file:PATH");
+        let wrong = || {
+            format!(
+                "names \"{text}\" are none: say hot:1000, unique, mix:1000:4, zipf:100000:0.9 or file:PATH"
+            )
+        };
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         match kind {
             "hot" => rest.parse().map(|names| Self::Hot { names }).map_err(|_| wrong()),
             "unique" if rest.is_empty() => Ok(Self::Unique),
+            "mix" => {
+                let (names, percent) = rest.split_once(':').ok_or_else(wrong)?;
+                match (names.parse(), percent.parse()) {
+                    (Ok(names), Ok(unique_percent)) => Ok(Self::Mix { names, unique_percent }),
+                    _ => Err(wrong()),
+                }
+            }
             "zipf" => {
                 let (names, exponent) = rest.split_once(':').ok_or_else(wrong)?;
                 match (names.parse(), exponent.parse()) {
@@ -95,6 +116,8 @@ pub(super) struct NameTable {
 enum Kind {
     Hot(u64),
     Unique,
+    /// How many, and how many of ten thousand queries are for others.
+    Mix(u64, u64),
     Zipf(Arc<Alias>),
     /// Questions in wire format, one behind the other, and where each begins.
     File {
@@ -118,9 +141,18 @@ impl NameTable {
         }
         let none = |names: u64| BenchError::setting("names", names, "at least one is needed");
         let kind = match &load.names {
-            Names::Hot { names: 0 } | Names::Zipf { names: 0, .. } => return Err(none(0)),
+            Names::Hot { names: 0 } | Names::Mix { names: 0, .. } | Names::Zipf { names: 0, .. } => {
+                return Err(none(0));
+            }
             Names::Hot { names } => Kind::Hot(*names),
             Names::Unique => Kind::Unique,
+            Names::Mix { names, unique_percent } => {
+                if !(0.0..=100.0).contains(unique_percent) {
+                    let remedy = "a share of queries is 0 to 100 percent";
+                    return Err(BenchError::setting("mix percent", unique_percent, remedy));
+                }
+                Kind::Mix(*names, (unique_percent * 100.0).round() as u64)
+            }
             Names::Zipf { names, exponent } => {
                 if *names > ZIPF_NAMES_MAX {
                     let remedy = format!("Zipf's table holds at most {ZIPF_NAMES_MAX}");
@@ -161,18 +193,22 @@ pub(super) struct NameSource<'a> {
 impl NameSource<'_> {
     /// Appends the next question: name, type and class.
     pub(super) fn write(&mut self, out: &mut Vec<u8>) {
-        let number = match &self.table.kind {
-            Kind::Hot(names) => self.advance() % names,
-            Kind::Unique => self.advance(),
-            Kind::Zipf(alias) => alias.pick(&mut self.rng),
+        let (number, is_unique) = match &self.table.kind {
+            Kind::Hot(names) => (self.advance() % names, false),
+            Kind::Unique => (self.advance(), true),
+            Kind::Mix(names, unique) => {
+                let turn = self.advance();
+                let so_far = |turn: u64| turn.wrapping_mul(*unique) / MIX_OF;
+                if so_far(turn + 1) > so_far(turn) { (turn, true) } else { (turn % names, false) }
+            }
+            Kind::Zipf(alias) => (alias.pick(&mut self.rng), false),
             Kind::File { questions, starts } => {
                 let index = (self.advance() % (starts.len() as u64 - 1)) as usize;
                 out.extend_from_slice(&questions[starts[index] as usize..starts[index + 1] as usize]);
                 return;
             }
         };
-        let prefix: &[u8] =
-            if matches!(self.table.kind, Kind::Unique) { self.table.prefix.as_bytes() } else { b"h" };
+        let prefix: &[u8] = if is_unique { self.table.prefix.as_bytes() } else { b"h" };
         let mut digits = [0; 20];
         let mut at = digits.len();
         let mut rest = number;

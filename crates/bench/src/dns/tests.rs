@@ -305,6 +305,21 @@ fn unique_names_are_never_repeated_in_a_run_nor_in_the_next() {
 }
 
 #[test]
+fn a_mix_has_its_share_of_names_that_come_once_evenly_spread() {
+    let names = asked(Names::Mix { names: 10, unique_percent: 4.0 }, 1000, 1);
+    let is_hot = |name: &String| name.starts_with('h');
+    for window in names.chunks(25) {
+        assert_eq!(window.iter().filter(|name| !is_hot(name)).count(), 1, "{window:?}");
+    }
+    let mut unique: Vec<_> = names.iter().filter(|name| !is_hot(name)).collect();
+    unique.sort();
+    unique.dedup();
+    assert_eq!(unique.len(), 40, "none came twice");
+    let all = |unique_percent| asked(Names::Mix { names: 10, unique_percent }, 100, 1);
+    assert!(all(0.0).iter().all(is_hot) && !all(100.0).iter().any(is_hot));
+}
+
+#[test]
 fn zipf_follows_its_law() {
     let share = |exponent: f64, number: usize| {
         let names = asked(Names::Zipf { names: 100, exponent }, 100_000, 7);
@@ -355,9 +370,10 @@ fn file_is_asked_line_by_line() {
 fn names_are_read_from_words() {
     assert_eq!("hot:7".parse(), Ok(Names::Hot { names: 7 }));
     assert_eq!("unique".parse(), Ok(Names::Unique));
+    assert_eq!("mix:9:2.5".parse(), Ok(Names::Mix { names: 9, unique_percent: 2.5 }));
     assert_eq!("zipf:200000:0.9".parse(), Ok(Names::Zipf { names: 200_000, exponent: 0.9 }));
     assert_eq!("file:/x:y".parse(), Ok(Names::File { path: "/x:y".into() }));
-    for wrong in ["", "hot", "hot:x", "zipf:5", "zipf:5:x", "file:", "unique:3", "cold:1"] {
+    for wrong in ["", "hot", "hot:x", "zipf:5", "zipf:5:x", "mix:5", "file:", "unique:3", "cold:1"] {
         assert!(wrong.parse::<Names>().expect_err(wrong).contains("say hot:1000"));
     }
 }
@@ -374,7 +390,7 @@ fn zone_for_an_authoritative_server_has_the_same_addresses() {
 #[test]
 fn senseless_settings_are_refused_with_value_and_remedy() {
     let good = DnsLoad::new("127.0.0.1:53".parse().expect("address"));
-    let wrong: [(DnsLoad, &str); 19] = [
+    let wrong: [(DnsLoad, &str); 20] = [
         (DnsLoad { clients: 0, ..good.clone() }, "clients is 0: at least one"),
         (DnsLoad { in_flight: 15, ..good.clone() }, "in-flight is 15: give each of the 16 clients"),
         (
@@ -400,6 +416,10 @@ fn senseless_settings_are_refused_with_value_and_remedy() {
             "names is 1073741824",
         ),
         (DnsLoad { names: Names::Zipf { names: 5, exponent: -1.0 }, ..good.clone() }, "zipf exponent is -1"),
+        (
+            DnsLoad { names: Names::Mix { names: 5, unique_percent: 101.0 }, ..good.clone() },
+            "mix percent is 101",
+        ),
         (DnsLoad { zone: "a..b".to_owned(), ..good.clone() }, "zone is \"a..b\""),
         (DnsLoad { zone: "abcdefg.".repeat(30), ..good.clone() }, "it leaves no room"),
         (DnsLoad { clients: 1 << 24, in_flight: 1 << 24, ..good.clone() }, "RLIMIT_NOFILE"),

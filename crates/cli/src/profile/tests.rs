@@ -103,6 +103,20 @@ fn a_flame_graph_names_who_is_busy() {
 }
 
 #[test]
+fn a_share_is_of_the_threads_and_the_functions_that_were_asked_for() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let profile = taken();
+    let within =
+        |name: &'static str| move |names: &[String]| names.iter().any(|function| function.ends_with(name));
+    let burns = profile.share("burner", within("burns_cpu_for_the_profile")).unwrap();
+    assert!(burns > 0.5, "{burns}");
+    assert_eq!(profile.share("burner", within("no such function")), Some(0.0));
+    assert_eq!(profile.share("no such thread", |_| true), None);
+    let innermost = |names: &[String]| names.first().is_some_and(|name| name.ends_with("thread_start"));
+    assert!(profile.share("burner", innermost).unwrap() < 0.5, "the first is the innermost");
+}
+
+#[test]
 fn a_profile_that_nobody_waits_for_ends_early() {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let started = now();

@@ -43,7 +43,7 @@ use self::listen::listen;
 pub use self::listen::{ListenAddress, Scheme};
 pub(crate) use self::local::LocalConfig;
 pub use self::local::LocalSettings;
-pub use self::pools::{StreamSettings, UdpSettings};
+pub use self::pools::{OverflowName, StreamSettings, UdpSettings};
 use self::pools::{stream_pool, udp_pool};
 pub(crate) use self::protection::Protection;
 pub use self::protection::{AnyName, ProtectionSettings};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use forebay::units::Span;
-use forebay_core::{BackoffConfig, BreakerConfig, Config, IdleOrder};
+use forebay_core::{BackoffConfig, BreakerConfig, Config, IdleOrder, Overflow};
 use serde::{Deserialize, Serialize};
 
 use super::{PoolMode, Settings};
@@ -24,6 +24,34 @@ pub struct UdpSettings {
     pub uses_max: u64,
     /// Sockets beyond `connections_min` close after standing idle for so long. Default `30s`.
     pub idle_timeout: Span,
+    /// What happens to a query when all sockets are full: `wait` in line, `temporary` for a socket of its own beyond
+    /// `connections_max`, used once, or `reject`, which is SERVFAIL at once. Default `wait`.
+    pub overflow: OverflowName,
+    /// Temporary sockets at most, all workers together; with `overflow = "temporary"` alone. Default 0.
+    pub temporary_max: u32,
+}
+
+/// How `overflow` is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverflowName {
+    /// Wait in line.
+    #[default]
+    Wait,
+    /// A connection beyond the pool's size, used once.
+    Temporary,
+    /// Refuse at once.
+    Reject,
+}
+
+impl From<OverflowName> for Overflow {
+    fn from(name: OverflowName) -> Self {
+        match name {
+            OverflowName::Wait => Self::Wait,
+            OverflowName::Temporary => Self::Temporary,
+            OverflowName::Reject => Self::Reject,
+        }
+    }
 }
 
 /// The `[dns.stream]` table: TCP, TLS and HTTPS connections to one upstream address.
@@ -52,6 +80,8 @@ impl Default for UdpSettings {
             age_max: Span(Duration::from_secs(120)),
             uses_max: 20_000,
             idle_timeout: Span(Duration::from_secs(30)),
+            overflow: OverflowName::default(),
+            temporary_max: 0,
         }
     }
 }
@@ -94,6 +124,8 @@ pub(super) fn udp_pool(settings: &Settings) -> Config {
             connections_min: udp.connections_min,
             age_max: Some(udp.age_max.0),
             uses_max: Some(udp.uses_max),
+            overflow: udp.overflow.into(),
+            temporary_max: udp.temporary_max,
             ..base
         },
         PoolMode::Off => Config { capacity: 1, uses_max: Some(1), ..base },

@@ -414,6 +414,26 @@ fn coarse_clock_follows_the_exact_one() {
 }
 
 #[test]
+fn the_cpu_time_of_a_thread_is_read_by_its_number_and_no_other_is() {
+    let own: i32 = std::fs::read_link("/proc/thread-self")
+        .unwrap()
+        .file_name()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let before = clock::cpu_time_of_thread(own).unwrap();
+    let until = now() + Duration::from_millis(20);
+    while now() < until {}
+    let (by_number, by_itself) = (clock::cpu_time_of_thread(own).unwrap(), clock::thread_cpu_time());
+    assert!(by_number > before && by_number <= by_itself, "{before:?} {by_number:?} {by_itself:?}");
+    for nobody in [0, -1, i32::MAX, 1 << 22] {
+        assert!(clock::cpu_time_of_thread(nobody).is_err(), "{nobody}");
+    }
+}
+
+#[test]
 fn cpu_time_counts_work_and_not_waiting() {
     let (process, thread) = (clock::process_cpu_time(), clock::thread_cpu_time());
     let mut sum = 0u64;
