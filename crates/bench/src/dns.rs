@@ -245,10 +245,7 @@ pub fn run(
             }
         }
     })?;
-    let server = match (server_before, server_cpu(load.server_pid)?) {
-        (Some(before), Some(after)) => Some(after - before),
-        _ => None,
-    };
+    let server = ServerTime::since(server_before, load.server_pid);
     Ok(DnsReport::new(load, started, Outcome::merged(outcomes), server))
 }
 
@@ -335,6 +332,28 @@ pub(crate) fn server_cpu(pid: Option<i32>) -> Result<Option<Duration>, BenchErro
             .map_err(|error| BenchError::io(format!("cannot read the CPU time of process {pid}"), error))
     };
     pid.map(read).transpose()
+}
+
+/// What the server's process used while there was load.
+#[derive(Debug, Default)]
+pub(crate) struct ServerTime {
+    /// CPU time, if the process was named and is still there.
+    pub(crate) used: Option<Duration>,
+    /// Why that is not known, though it was wanted.
+    pub(crate) gone: Option<String>,
+}
+
+impl ServerTime {
+    /// Looks at a process once more. One that has ended meanwhile is no reason to give up what was measured.
+    pub(crate) fn since(before: Option<Duration>, pid: Option<i32>) -> Self {
+        match (before, server_cpu(pid)) {
+            (Some(before), Ok(Some(after))) => Self { used: Some(after.saturating_sub(before)), gone: None },
+            (_, Err(error)) => {
+                Self { used: None, gone: Some(format!("the server's process ended: {error}")) }
+            }
+            _ => Self::default(),
+        }
+    }
 }
 
 /// What workers tell while they run.

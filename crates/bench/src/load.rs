@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 pub use crate::dns::{BenchError, Latency};
-use crate::dns::{percent, server_cpu, spelled};
+use crate::dns::{ServerTime, percent, server_cpu, spelled};
+use crate::partial::Ending;
 
 /// Share of a core from which the generator counts as busy.
 const BUSY: f64 = 0.9;
@@ -65,14 +66,19 @@ pub struct Figures {
     pub server_cpu_us_per_request: Option<f64>,
     /// Why the figures say more about the generator than about the server, if they do.
     pub generator_limit: Option<String>,
+    /// Why they are of a part of the load only: the server fell silent before the end, or its process ended. `None`:
+    /// they are of all of it.
+    pub partial: Option<String>,
 }
 
 impl Figures {
-    pub(crate) fn new(started: Instant, tally: Tally, server: Option<Duration>) -> Self {
+    pub(crate) fn new(started: Instant, tally: Tally, server: ServerTime) -> Self {
         let elapsed = tally.ended.saturating_duration_since(started).as_secs_f64();
         let per_request = |cpu: f64| (tally.answered > 0).then(|| cpu * 1e6 / tally.answered as f64);
         let sent = tally.answered + tally.failed;
         let opened = tally.opened;
+        let partial = tally.silence(started).or(server.gone);
+        let server = server.used;
         Self {
             elapsed_seconds: elapsed,
             answered: tally.answered,
@@ -94,6 +100,7 @@ impl Figures {
                 format!("it used {busy:.0} % of a core: take more threads, or a slower server")
             }),
             last_error: tally.last_error,
+            partial,
         }
     }
 
@@ -160,6 +167,9 @@ impl fmt::Display for Figures {
         if let Some(limit) = &self.generator_limit {
             write!(f, "\nbeware      the generator was the limit: {limit}")?;
         }
+        if let Some(partial) = &self.partial {
+            write!(f, "\npartial     {partial}")?;
+        }
         Ok(())
     }
 }
@@ -224,6 +234,8 @@ pub(crate) struct Tally {
     pub(crate) unsent: u64,
     pub(crate) statuses: Statuses,
     pub(crate) ended: Instant,
+    last_answer: Option<Instant>,
+    last_unanswered: Option<Instant>,
     latency: Histogram<u64>,
     cpu: Duration,
     busiest: f64,
@@ -242,6 +254,8 @@ impl Tally {
             unsent: 0,
             statuses: BTreeMap::new(),
             ended: Instant::ZERO,
+            last_answer: None,
+            last_unanswered: None,
             latency: Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("bounds that fit each other"),
             cpu: Duration::ZERO,
             busiest: 0.0,
@@ -252,7 +266,7 @@ impl Tally {
     pub(crate) fn answer(&mut self, due: Instant) {
         let now = now();
         self.answered += 1;
-        self.ended = now;
+        (self.ended, self.last_answer) = (now, Some(now));
         self.latency.saturating_record(now.saturating_duration_since(due).as_nanos() as u64);
     }
 
@@ -260,15 +274,31 @@ impl Tally {
     pub(crate) fn answers(&mut self, each: Duration, answers: u64) {
         self.answered += answers;
         self.ended = now();
+        if answers > 0 {
+            self.last_answer = Some(self.ended);
+        }
         self.latency.saturating_record_n(each.as_nanos() as u64, answers);
     }
 
-    /// Counts `requests` that came to nothing.
-    pub(crate) fn trouble(&mut self, trouble: Trouble, requests: u64) {
+    /// Counts `requests` that came to nothing and should have left when they were `due`.
+    pub(crate) fn trouble(&mut self, due: Instant, trouble: Trouble, requests: u64) {
         self.failed += requests;
         self.ended = now();
+        self.last_unanswered = self.last_unanswered.max(Some(due));
         *self.errors.entry(trouble.kind).or_default() += requests;
         self.last_error = Some(trouble.text);
+    }
+
+    fn silence(&self, started: Instant) -> Option<String> {
+        let ending = Ending {
+            started,
+            last_answer: self.last_answer,
+            last_unanswered: self.last_unanswered,
+            ended: self.ended,
+            answered: self.answered,
+            last_error: self.last_error.as_deref(),
+        };
+        ending.silence()
     }
 
     fn add(&mut self, other: Self) {
@@ -286,6 +316,8 @@ impl Tally {
         self.bytes_received += other.bytes_received;
         self.unsent += other.unsent;
         self.ended = self.ended.max(other.ended);
+        self.last_answer = self.last_answer.max(other.last_answer);
+        self.last_unanswered = self.last_unanswered.max(other.last_unanswered);
         self.latency.add(other.latency).expect("histograms of one shape");
         self.cpu += other.cpu;
         self.busiest = self.busiest.max(other.busiest);
@@ -409,10 +441,7 @@ where
     for tally in tallies {
         sum.add(tally?);
     }
-    let server = match (server_before, server_cpu(pace.server_pid)?) {
-        (Some(before), Some(after)) => Some(after.saturating_sub(before)),
-        _ => None,
-    };
+    let server = ServerTime::since(server_before, pace.server_pid);
     let statuses = std::mem::take(&mut sum.statuses);
     Ok((Figures::new(started, sum, server), statuses))
 }
@@ -456,7 +485,7 @@ pub(crate) async fn drive<C: Client>(pace: &Pace, number: usize, clients: Vec<C>
                     Ok(answers) => (0..answers).for_each(|_| tally.answer(due)),
                     Err(trouble) => {
                         client.broke();
-                        tally.trouble(trouble, client.batch());
+                        tally.trouble(due, trouble, client.batch());
                     }
                 }
             }

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde::de::value::{Error as WordError, StrDeserializer};
 
 use crate::apiserver::ApiserverProxyArgs;
+use crate::compare::CompareArgs;
 use crate::config::{
     AdminConfig, AdminListen, AdminSettings, Config, LogFormat, LogLevel, LogSettings, Machine,
     TOKEN_VARIABLE,
@@ -26,6 +27,7 @@ use crate::grpc::{GrpcArgs, GrpcCommand};
 use crate::manual::{CompletionsArgs, ManArgs};
 use crate::plan::{self, PlanArgs};
 use crate::seeds::SeedsBenchArgs;
+use crate::top::TopArgs;
 
 /// The arguments of the command.
 #[derive(Debug, Parser)]
@@ -61,6 +63,7 @@ Examples:
   forebay bench dns --target 127.0.0.1:5300         put load on a DNS server
   forebay plan --rate 5000 --service 20ms           how big must a pool be?
   forebay doctor                                    what can this machine carry?
+  forebay top                                       watch the pools of a running forebay
 
 Exit codes: 0 all is well, 1 it failed while running, 2 it was used or configured wrongly.
 SIGTERM or Ctrl-C: queries in flight are answered, for at most 5 seconds, and clients of a proxy may finish, for at most\nits drain_timeout; a second one ends at once, with 1.";
@@ -122,6 +125,16 @@ Examples:
     /// Say what load this machine can carry, what breaks first, and what changes it. Changes nothing.
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(DoctorArgs),
+    /// Watch the pools of a running forebay, live in the terminal.
+    #[command(after_help = "\
+Keys: ? explains them and the columns, q ends. It goes on when what it watches is restarted. An admin endpoint with a token
+wants it in FOREBAY_ADMIN_TOKEN or --token-file.
+
+Examples:
+  forebay top
+  forebay top http://127.0.0.1:9054 --interval 500ms
+  forebay top --once                                one frame as text, for a log or a ticket")]
+    Top(TopArgs),
 }
 
 /// The options of `dns`.
@@ -289,6 +302,17 @@ Examples:
 
 What the claims are, and how they are judged: docs/seeds.md. Ctrl-C: what was measured is reported; the exit code is 1.")]
     Seeds(SeedsBenchArgs),
+    /// Say whether one side is really faster than another: by reports of both, or by running both in turn.
+    #[command(after_help = "\
+A difference is one when the Mann-Whitney U test has p < 0.05 and the 95 % interval of the ratio leaves 1 out; four runs a
+side are the least that can show one.
+
+Examples:
+  forebay bench compare before.json after.json
+  forebay bench compare --a old1.json --a old2.json --b new1.json --b new2.json
+  forebay bench compare --run 'forebay bench dns --target 127.0.0.1:5300 --duration 3s --json' \\
+                        --run 'forebay bench dns --target 127.0.0.1:5301 --duration 3s --json' --rounds 7")]
+    Compare(CompareArgs),
 }
 
 /// The options of `bench dns`.
@@ -606,6 +630,7 @@ impl Args {
                     | Command::Bench(_)
                     | Command::Plan(_)
                     | Command::Doctor(_)
+                    | Command::Top(_)
                     | Command::Grpc(GrpcArgs { command: GrpcCommand::Hello(_) })
             )
         );

@@ -14,6 +14,7 @@ use crate::args::{
     BenchArgs, BenchCommand, DnsBenchArgs, GrpcBenchArgs, HttpBenchArgs, HttpPattern, PoolBenchArgs,
     PoolChoice, TcpBenchArgs, TcpPattern,
 };
+use crate::compare;
 use crate::failure::{Failure, say};
 use crate::seeds;
 
@@ -25,13 +26,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         BenchCommand::Http(args) => run_http(args),
         BenchCommand::Grpc(args) => run_grpc(args),
         BenchCommand::Seeds(args) => seeds::run(args),
+        BenchCommand::Compare(args) => compare::run(args),
     }
 }
 
 fn run_dns(args: &DnsBenchArgs) -> Result<(), Failure> {
     let report = dns::run(&load(args), |_| ControlFlow::Continue(())).map_err(failure)?;
     say_report(&report, args.json);
-    Ok(())
+    whole(&report.partial)
 }
 
 /// Says of a load that could not be run which option it is.
@@ -76,10 +78,11 @@ fn run_tcp(args: &TcpBenchArgs) -> Result<(), Failure> {
     let load = tcp_load(args);
     if args.pattern == TcpPattern::Claims {
         say_report(&tcp::claims(&load).map_err(failure)?, args.json);
-    } else {
-        say_report(&tcp::run(&load).map_err(failure)?, args.json);
+        return Ok(());
     }
-    Ok(())
+    let report = tcp::run(&load).map_err(failure)?;
+    say_report(&report, args.json);
+    whole(&report.figures.partial)
 }
 
 fn tcp_load(args: &TcpBenchArgs) -> TcpLoad {
@@ -110,10 +113,16 @@ fn run_http(args: &HttpBenchArgs) -> Result<(), Failure> {
         load.roots = Some(roots);
     }
     match args.pattern {
-        HttpPattern::Requests => say_report(&http::run(&load).map_err(failure)?, args.json),
-        HttpPattern::Claims => say_report(&http::claims(&load).map_err(failure)?, args.json),
+        HttpPattern::Requests => {
+            let report = http::run(&load).map_err(failure)?;
+            say_report(&report, args.json);
+            whole(&report.figures.partial)
+        }
+        HttpPattern::Claims => {
+            say_report(&http::claims(&load).map_err(failure)?, args.json);
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 /// All but the certificates, which are in a file.
@@ -150,7 +159,15 @@ fn run_grpc(args: &GrpcBenchArgs) -> Result<(), Failure> {
         Some(error) if report.figures.answered == 0 => {
             Err(Failure::failed(format!("{}: no call was answered: {error}", load.url)))
         }
-        _ => Ok(()),
+        _ => whole(&report.figures.partial),
+    }
+}
+
+/// Ends the command with a failure when its report, which has been said, is of a part of the load only.
+fn whole(partial: &Option<String>) -> Result<(), Failure> {
+    match partial {
+        Some(why) => Err(Failure::failed(format!("the report is of a part of the load only: {why}"))),
+        None => Ok(()),
     }
 }
 
@@ -189,7 +206,7 @@ fn pool_size(choice: PoolChoice, clients: usize) -> Option<u32> {
     }
 }
 
-fn say_report(report: &(impl Serialize + ToString), json: bool) {
+pub(crate) fn say_report(report: &(impl Serialize + ToString), json: bool) {
     if json {
         say(&serde_json::to_string_pretty(report).expect("a report has nothing that JSON has not"));
     } else {

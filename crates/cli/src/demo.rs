@@ -4,7 +4,7 @@
 //! On a terminal it is a screen, elsewhere a line a second. Nothing leaves this machine.
 
 mod certificate;
-mod figures;
+pub(crate) mod figures;
 mod load;
 mod screen;
 mod web;

@@ -19,12 +19,15 @@
 //! | [`doctor`] | what this machine can carry |
 //! | `remote` | the admin endpoint of a running forebay, asked from outside |
 //! | [`seeds`] | the claims of five documents about pooling, measured |
+//! | [`compare`] | whether one side of a bench is faster than another |
+//! | [`top`] | the pools of a running forebay, live |
 //! | `logs`, `machine`, `failure` | the log, what this machine gives, how the command ends |
 
 pub mod admin;
 pub mod apiserver;
 pub mod args;
 mod bench;
+pub mod compare;
 pub mod config;
 mod demo;
 pub mod doctor;
@@ -39,6 +42,7 @@ mod profile;
 mod remote;
 pub mod seeds;
 mod serve;
+pub mod top;
 
 use std::fs;
 use std::path::Path;
@@ -89,6 +93,7 @@ fn dispatch(args: Args) -> Result<(), Failure> {
         Some(Command::Man(man)) => manual::man(&man),
         Some(Command::Plan(args)) => plan::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
+        Some(Command::Top(top)) => top::run(&top),
     }
 }
 

@@ -9,8 +9,9 @@ use forebay_core::Instant;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::{DnsLoad, Transport};
+use super::{DnsLoad, ServerTime, Transport};
 use crate::message::rcode_word;
+use crate::partial::Ending;
 
 /// Share of a core from which the generator counts as busy.
 const BUSY: f64 = 0.9;
@@ -73,6 +74,9 @@ pub struct DnsReport {
     pub generator_limited: bool,
     /// Why.
     pub generator_limit: Option<String>,
+    /// Why the figures are of a part of the load only: the server fell silent before the end, or its process ended.
+    /// `None`: they are of all of it.
+    pub partial: Option<String>,
 }
 
 /// Latencies in microseconds.
@@ -104,10 +108,11 @@ pub struct ServerCpu {
 }
 
 impl DnsReport {
-    pub(super) fn new(load: &DnsLoad, started: Instant, outcome: Outcome, server: Option<Duration>) -> Self {
+    pub(super) fn new(load: &DnsLoad, started: Instant, outcome: Outcome, server: ServerTime) -> Self {
         let elapsed = outcome.ended.saturating_duration_since(started).as_secs_f64();
         let per_query = |cpu: f64| (outcome.answered > 0).then(|| cpu * 1e6 / outcome.answered as f64);
         let limit = outcome.limit(load);
+        let partial = outcome.silence(started).or(server.gone);
         let rcodes = outcome.rcodes.iter().enumerate().filter(|(_, count)| **count > 0);
         Self {
             target: load.target.to_string(),
@@ -130,7 +135,7 @@ impl DnsReport {
             errors: outcome.errors,
             cpu_seconds: outcome.cpu.as_secs_f64(),
             cpu_us_per_query: per_query(outcome.cpu.as_secs_f64()),
-            server: server.map(|cpu| ServerCpu {
+            server: server.used.map(|cpu| ServerCpu {
                 cpu_seconds: cpu.as_secs_f64(),
                 cpu_us_per_query: per_query(cpu.as_secs_f64()),
             }),
@@ -138,6 +143,7 @@ impl DnsReport {
             held_back: outcome.held_back,
             generator_limited: limit.is_some(),
             generator_limit: limit,
+            partial,
             last_error: outcome.last_error,
         }
     }
@@ -222,6 +228,9 @@ impl fmt::Display for DnsReport {
         if let Some(limit) = &self.generator_limit {
             write!(f, "\nbeware      the generator was the limit: {limit}")?;
         }
+        if let Some(partial) = &self.partial {
+            write!(f, "\npartial     {partial}")?;
+        }
         Ok(())
     }
 }
@@ -260,6 +269,8 @@ pub(super) struct Outcome {
     /// Open loop: queries that left late though there was room.
     pub(super) sent_late: u64,
     pub(super) last_answer: Instant,
+    /// When the last of the lost queries left.
+    pub(super) last_lost: Option<Instant>,
     pub(super) ended: Instant,
     /// What of sent, answered and lost has been shown already.
     pub(super) told: [u64; 3],
@@ -287,6 +298,7 @@ impl Outcome {
             held_back: 0,
             sent_late: 0,
             last_answer: Instant::ZERO,
+            last_lost: None,
             ended: Instant::ZERO,
             told: [0; 3],
             latency: Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("bounds that fit each other"),
@@ -334,11 +346,26 @@ impl Outcome {
             all.held_back += one.held_back;
             all.sent_late += one.sent_late;
             all.ended = all.ended.max(one.ended);
+            all.last_answer = all.last_answer.max(one.last_answer);
+            all.last_lost = all.last_lost.max(one.last_lost);
             all.latency.add(one.latency).expect("histograms of one shape");
             all.cpu += one.cpu;
             all.busiest = all.busiest.max(one.busiest);
         }
         all
+    }
+
+    /// Says from when on nothing was answered any more, if that was long before the end.
+    fn silence(&self, started: Instant) -> Option<String> {
+        let ending = Ending {
+            started,
+            last_answer: (self.answered > 0).then_some(self.last_answer),
+            last_unanswered: self.last_lost,
+            ended: self.ended,
+            answered: self.answered,
+            last_error: self.last_error.as_deref(),
+        };
+        ending.silence()
     }
 
     /// Says why the generator was the limit, if it was.

@@ -467,7 +467,7 @@ fn busy_generator_says_so() {
     let start = now();
     outcome.ended = start + Duration::from_secs(1);
     outcome.count_thread(Duration::ZERO, start);
-    let report = DnsReport::new(&open, start, Outcome::merged(vec![outcome]), None);
+    let report = DnsReport::new(&open, start, Outcome::merged(vec![outcome]), ServerTime::default());
     assert!(
         report.generator_limited && report.to_string().contains("1.1 % of queries left more than 1 ms"),
         "{report}"
@@ -476,13 +476,13 @@ fn busy_generator_says_so() {
     // A server that is behind is not the generator's fault.
     let mut outcome = Outcome::new();
     (outcome.sent, outcome.held_back, outcome.sent_late) = (1000, 900, 10);
-    let report = DnsReport::new(&open, start, Outcome::merged(vec![outcome]), None);
+    let report = DnsReport::new(&open, start, Outcome::merged(vec![outcome]), ServerTime::default());
     assert!(!report.generator_limited && report.to_string().contains("held back   900"), "{report}");
 
     let mut outcome = Outcome::new();
     outcome.ended = start + Duration::from_secs(1);
     outcome.count_thread(Duration::from_secs(3600), start);
     let closed = DnsLoad { rate: None, ..open };
-    let report = DnsReport::new(&closed, start, Outcome::merged(vec![outcome]), None);
+    let report = DnsReport::new(&closed, start, Outcome::merged(vec![outcome]), ServerTime::default());
     assert!(report.generator_limit.is_some_and(|limit| limit.contains("of a core")));
 }

@@ -469,7 +469,11 @@ impl<'a> Worker<'a> {
             }
             None => self.outcome.closed += 1,
         }
-        self.outcome.lost += self.slots.release_all(client) as u64;
+        let lost = self.slots.release_all(client) as u64;
+        if lost > 0 {
+            self.outcome.last_lost = Some(now());
+        }
+        self.outcome.lost += lost;
         self.note_need(client);
         Ok(())
     }
@@ -501,8 +505,11 @@ impl<'a> Worker<'a> {
     }
 
     fn expire(&mut self, now: Instant) {
-        while let Some(client) = self.slots.expire(now, self.load.timeout) {
+        loop {
+            let left_at = self.slots.oldest_left_at();
+            let Some(client) = self.slots.expire(now, self.load.timeout) else { return };
             self.outcome.lost += 1;
+            self.outcome.last_lost = self.outcome.last_lost.max(left_at);
             self.note_need(client);
         }
     }

@@ -295,6 +295,26 @@ fn a_server_that_is_down_is_unavailable() {
 }
 
 #[test]
+fn a_server_that_ends_leaves_half_a_report() {
+    let server = Running::greeter();
+    let load = GrpcLoad {
+        requests: None,
+        duration: Some(Duration::from_millis(1500)),
+        rate: Some(500.0),
+        timeout: Duration::from_millis(200),
+        ..server.load()
+    };
+    let ends = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(500));
+        drop(server);
+    });
+    let report = run(&load).unwrap();
+    ends.join().unwrap();
+    let partial = report.figures.partial.as_deref().expect("marked");
+    assert!(partial.starts_with("no answer after 0.") && report.figures.answered > 50, "{report}");
+}
+
+#[test]
 fn wrong_answers_and_late_ones_are_no_answers() {
     let server = Running::start(Greeter { greets: Some("you"), ..Greeter::default() }, 200, &[]);
     let report = run(&server.load()).unwrap();

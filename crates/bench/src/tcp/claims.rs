@@ -136,7 +136,7 @@ fn checkout(load: &TcpLoad) -> Result<Side, BenchError> {
                         tally.opened += 1;
                         tally.answer(began);
                     }
-                    Err(trouble) => tally.trouble(trouble, 1),
+                    Err(trouble) => tally.trouble(began, trouble, 1),
                 }
             }
             return Ok(tally);
@@ -151,7 +151,7 @@ fn checkout(load: &TcpLoad) -> Result<Side, BenchError> {
             for _ in 0..100 {
                 match pool.acquire().await {
                     Ok(lease) => lease.complete(),
-                    Err(error) => tally.trouble(error.into(), 1),
+                    Err(error) => tally.trouble(began, error.into(), 1),
                 }
             }
             let each = now().saturating_duration_since(began) / 100;

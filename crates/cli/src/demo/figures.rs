@@ -271,7 +271,7 @@ impl fmt::Display for Summary {
 }
 
 /// Writes a number with its thousands apart.
-pub(super) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -284,12 +284,12 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 /// Writes a part of one in percent.
-pub(super) fn percent(part: Option<f64>) -> String {
+pub(crate) fn percent(part: Option<f64>) -> String {
     part.map_or("–".to_owned(), |part| format!("{:.1} %", part * 100.0))
 }
 
 /// Writes a short time with a unit that suits it.
-pub(super) fn time(duration: Option<Duration>) -> String {
+pub(crate) fn time(duration: Option<Duration>) -> String {
     match duration {
         None => "–".to_owned(),
         Some(time) if time < Duration::from_micros(1) => "0".to_owned(),
