@@ -2,37 +2,16 @@
 //!
 //! Before criterion begins, the report of [`PoolBench`] is printed, with the allocations that this binary counts.
 
-#![allow(unsafe_code, reason = "a global allocator that counts is an unsafe trait to implement")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use criterion::{Criterion, criterion_group};
+use forebay::sys::counting::CountingAllocator;
 use forebay_bench::pool::{
     BareVec, Bb8, Deadpool, Forebay, PoolBench, Subject, many_tasks, one_task, runtime,
 };
 
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the trait's promises.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the promises of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the promises of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTING: CountingAllocator = CountingAllocator::new();
 
 fn pool(c: &mut Criterion) {
     case::<Forebay>(c);
@@ -59,7 +38,7 @@ fn case<S: Subject>(c: &mut Criterion) {
 criterion_group!(benches, pool);
 
 fn main() {
-    let allocations: fn() -> u64 = || ALLOCATIONS.load(Ordering::Relaxed);
+    let allocations: fn() -> u64 = || COUNTING.allocations();
     // Cargo passes `--bench`; anything else asks for something particular.
     if std::env::args().skip(1).all(|arg| arg == "--bench") {
         println!("{}", PoolBench { allocations: Some(allocations), ..PoolBench::default() }.run());

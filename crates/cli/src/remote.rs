@@ -1,102 +1,61 @@
 //! The admin endpoint of a running forebay, asked from outside.
 
-use std::env;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use crate::config::TOKEN_VARIABLE;
+use crate::failure::Failure;
+
+/// How long an answer may take once there is a connection, and how long making one may: the endpoint itself gives its
+/// workers two seconds.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// The longest answer that is read, in bytes: some tens of thousands of pools.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The port of an address that has none.
+const PORT: u16 = 9053;
 
 /// Where an admin endpoint is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Remote {
-    /// Host and port.
+pub struct Remote {
+    /// Host and port, as they are connected to.
     authority: String,
 }
 
-/// How long an answer is waited for: the endpoint itself gives its workers two seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// More than any scrape has.
-const ANSWER_MAX: u64 = 16 << 20;
-/// Where servers have it unless they are told otherwise.
-const PORT: u16 = 9053;
+impl FromStr for Remote {
+    type Err = String;
 
-impl Remote {
-    /// Reads `http://127.0.0.1:9053`, with or without the scheme and the port.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with it.
-    pub(crate) fn new(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("`{text}` is not the address of an admin endpoint, like http://127.0.0.1:{PORT}");
-        if text.starts_with("https://") {
-            return Err(format!("`{text}`: admin endpoints speak http, not https"));
-        }
-        let rest = text.strip_prefix("http://").unwrap_or(text);
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
-        let is_bare = !authority.contains([' ', '@', '?', '#']) && !authority.contains('/');
-        if authority.is_empty() || !is_bare {
-            return Err(wrong());
-        }
-        let has_port = match authority.rsplit_once(':') {
-            // What is left of an address of IPv6 in brackets ends with one.
-            Some((host, port)) if !host.is_empty() && (!host.contains(':') || host.ends_with(']')) => {
-                port.parse::<u16>().map_err(|_| wrong()).map(|_| true)?
-            }
-            Some(_) if !authority.ends_with(']') => return Err(wrong()),
-            _ => false,
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |remedy: &str| Err(format!("`{text}` is no admin endpoint: {remedy}"));
+        let rest = match text.split_once("://") {
+            Some(("http", rest)) => rest,
+            Some(_) => return wrong("it speaks plain HTTP, so write http://HOST:PORT"),
+            None => text,
         };
-        let authority = if has_port { authority.to_owned() } else { format!("{authority}:{PORT}") };
-        Ok(Self { authority })
-    }
-
-    /// Asks for a path, and returns the body of the answer.
-    ///
-    /// # Errors
-    ///
-    /// When nobody answers there, or with anything else than 200 and text.
-    pub(crate) fn get(&self, path: &str) -> Result<String, String> {
-        let answer = self.exchange(path).map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => {
-                format!("{self}: nobody listens there; is forebay running, with --admin {}?", self.authority)
-            }
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                format!("{self}: no answer in {PATIENCE:?}")
-            }
-            _ => format!("{self}: {error}"),
-        })?;
-        body(&answer).map_err(|problem| format!("{self}{path}: {problem}"))
-    }
-
-    fn exchange(&self, path: &str) -> io::Result<Vec<u8>> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in self.authority.to_socket_addrs()? {
-            let mut stream = match TcpStream::connect_timeout(&address, PATIENCE) {
-                Ok(stream) => stream,
-                Err(error) => {
-                    last = error;
-                    continue;
-                }
-            };
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            let token = env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty());
-            let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-            // HTTP/1.0: the answer ends with its connection, and comes in no chunks.
-            let request = format!("GET {path} HTTP/1.0\r\nHost: {}\r\n{token}\r\n", self.authority);
-            // Whoever speaks first, and leaves, has said what it is: that is an answer too.
-            let written = stream.write_all(request.as_bytes());
-            let mut answer = Vec::new();
-            let read = stream.take(ANSWER_MAX).read_to_end(&mut answer);
-            if answer.is_empty() {
-                written?;
-                read?;
-            }
-            return Ok(answer);
+        let (authority, path) =
+            rest.split_once('/').map_or((rest, ""), |(authority, path)| (authority, path));
+        if !matches!(path, "" | "pools" | "metrics") || authority.contains('@') {
+            return wrong("write http://HOST:PORT, and nothing after it");
         }
-        Err(last)
+        let authority = match authority.strip_prefix(':') {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => authority.to_owned(),
+        };
+        let after_host = authority.rfind(']').unwrap_or_default();
+        let authority = match authority[after_host..].split_once(':') {
+            Some((_, port)) if port.parse().is_ok_and(|port: u16| port > 0) => authority,
+            Some(_) => return wrong("a port is a number from 1 to 65535 (and an IPv6 address stands in [])"),
+            None => format!("{authority}:{PORT}"),
+        };
+        if authority.starts_with(':') || authority.bytes().any(|byte| !byte.is_ascii_graphic()) {
+            return wrong("write a host, like http://127.0.0.1:9053");
+        }
+        Ok(Self { authority })
     }
 }
 
@@ -106,17 +65,139 @@ impl fmt::Display for Remote {
     }
 }
 
-/// Takes the body out of an answer.
-fn body(answer: &[u8]) -> Result<String, String> {
-    let text = String::from_utf8_lossy(answer);
-    let foreign = "what answers there is no forebay's admin endpoint";
-    let (head, body) = text.split_once("\r\n\r\n").ok_or(foreign)?;
-    let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)).ok_or(foreign)?;
-    match status {
-        "200" => Ok(body.to_owned()),
-        "401" => Err(format!("it wants a token: set {TOKEN_VARIABLE} to it")),
-        "404" => Err(format!("404: {foreign}")),
-        _ => Err(format!("answered {status}: {}", body.lines().next().unwrap_or_default())),
+/// Why an endpoint has not said what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error(
+        "cannot be reached: {0}: nobody listens there; is forebay running, with this address as --admin?"
+    )]
+    Refused(io::Error),
+    #[error("cannot be reached: {0}")]
+    Unreachable(io::Error),
+    #[error("does not answer in {} s", ANSWER_MAX.as_secs())]
+    Silent,
+    #[error("wants a token: set FOREBAY_ADMIN_TOKEN")]
+    NoToken,
+    #[error("refuses the token")]
+    WrongToken,
+    #[error("is no forebay: {0}")]
+    Foreign(String),
+    #[error("cannot say: {0}")]
+    Stuck(String),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused(error),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Silent,
+            _ => Self::Unreachable(error),
+        }
+    }
+}
+
+/// Reads the token that endpoints beyond loopback want: from a file, or else from the environment.
+pub(crate) fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
+    let token = match file {
+        None => std::env::var(TOKEN_VARIABLE).ok(),
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|error| {
+                Failure::wrong(format!("--token-file: cannot read {}: {error}", file.display()))
+            })?;
+            Some(text.trim().to_owned())
+        }
+    };
+    let token = token.filter(|token| !token.is_empty());
+    match &token {
+        Some(token) if token.bytes().any(|byte| !byte.is_ascii_graphic()) => {
+            let place = if file.is_some() { "--token-file" } else { TOKEN_VARIABLE };
+            Err(Failure::wrong(format!("{place}: a token is one word of letters, digits and signs")))
+        }
+        _ => Ok(token),
+    }
+}
+
+impl Remote {
+    /// Asks for a path, and returns the body of the answer.
+    pub(crate) fn get(&self, path: &str, token: Option<&str>) -> Result<String, Trouble> {
+        Answer::read(&self.exchange(path, token)?)?.checked(path, token)
+    }
+
+    /// Makes a request and reads all of the answer. By HTTP/1.0, whose answers end with their connection and have no chunks.
+    fn exchange(&self, path: &str, token: Option<&str>) -> Result<Vec<u8>, Trouble> {
+        let mut stream = self.connect()?;
+        let end = Instant::now() + ANSWER_MAX;
+        let token = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+        let request =
+            format!("GET {path} HTTP/1.0\r\nHost: {}\r\n{token}Connection: close\r\n\r\n", self.authority);
+        stream.set_write_timeout(Some(ANSWER_MAX))?;
+        // Whoever speaks first, and leaves, has said what it is: that is an answer, too.
+        let written = stream.write_all(request.as_bytes());
+        let mut answer = Vec::new();
+        let mut chunk = [0; 16384];
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Trouble::Silent);
+            }
+            stream.set_read_timeout(Some(left))?;
+            match stream.read(&mut chunk) {
+                Ok(0) if answer.is_empty() => return written.map(|()| answer).map_err(Trouble::from),
+                Ok(0) => return Ok(answer),
+                Ok(count) => answer.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !answer.is_empty() => {
+                    return Ok(answer);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            if answer.len() > ANSWER_BYTES_MAX {
+                return Err(Trouble::Foreign("its answer has no end".to_owned()));
+            }
+        }
+    }
+
+    /// Tries the addresses of the host one after the other.
+    fn connect(&self) -> io::Result<TcpStream> {
+        let mut last = io::Error::other("the name has no address");
+        for address in self.authority.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, ANSWER_MAX) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// An answer of HTTP.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    status: u16,
+    body: String,
+}
+
+impl Answer {
+    fn read(bytes: &[u8]) -> Result<Self, Trouble> {
+        let foreign = || Trouble::Foreign("it does not speak HTTP".to_owned());
+        let text = String::from_utf8_lossy(bytes);
+        let (head, body) = text.split_once("\r\n\r\n").ok_or_else(foreign)?;
+        let mut words = head.lines().next().unwrap_or_default().split(' ');
+        let is_http = words.next().is_some_and(|version| version.starts_with("HTTP/1."));
+        let status =
+            words.next().and_then(|word| word.parse().ok()).filter(|_| is_http).ok_or_else(foreign)?;
+        Ok(Self { status, body: body.to_owned() })
+    }
+
+    /// Returns the body of a good answer.
+    fn checked(self, path: &str, token: Option<&str>) -> Result<String, Trouble> {
+        match (self.status, token) {
+            (200, _) => Ok(self.body),
+            (401, None) => Err(Trouble::NoToken),
+            (401, Some(_)) => Err(Trouble::WrongToken),
+            (503, _) => Err(Trouble::Stuck(self.body.lines().next().unwrap_or("503").to_owned())),
+            (status, _) => Err(Trouble::Foreign(format!("it answers {status} to {path}"))),
+        }
     }
 }
 
@@ -184,37 +265,83 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
     use proptest::prelude::*;
 
     use super::*;
 
     #[test]
-    fn scheme_and_port_may_be_left_out() {
-        for (text, whole) in [
-            ("http://127.0.0.1:9053", "http://127.0.0.1:9053"),
-            ("http://127.0.0.1:9053/", "http://127.0.0.1:9053"),
-            ("127.0.0.1", "http://127.0.0.1:9053"),
-            ("localhost:1", "http://localhost:1"),
+    fn an_endpoint_is_written_with_or_without_scheme_and_port() {
+        for (text, expected) in [
+            ("127.0.0.1:9054", "http://127.0.0.1:9054"),
+            ("http://127.0.0.1:9054", "http://127.0.0.1:9054"),
+            ("http://127.0.0.1:9054/pools", "http://127.0.0.1:9054"),
+            ("http://127.0.0.1:9054/", "http://127.0.0.1:9054"),
+            (":9054", "http://127.0.0.1:9054"),
+            ("node7", "http://node7:9053"),
             ("[::1]", "http://[::1]:9053"),
-            ("http://[::1]:7", "http://[::1]:7"),
+            ("[::1]:80", "http://[::1]:80"),
         ] {
-            assert_eq!(Remote::new(text).unwrap().to_string(), whole);
+            assert_eq!(text.parse::<Remote>().unwrap().to_string(), expected, "{text}");
         }
-        for wrong in ["", "http://", "https://x", "http://x/pools", "x:y", "::1", "a b", ":9053", "x:70000"] {
-            assert!(Remote::new(wrong).is_err(), "{wrong}");
+        for (text, expected) in [
+            ("https://x:1", "plain HTTP"),
+            ("http://x:1/other", "nothing after it"),
+            ("x:y", "1 to 65535"),
+            ("x:0", "1 to 65535"),
+            ("::1", "in []"),
+            ("", "write a host"),
+            ("a b", "write a host"),
+        ] {
+            let error = text.parse::<Remote>().unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    /// What is said of a server that gives this answer to everything.
+    fn told(answer: &'static [u8], token: Option<&str>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = Remote { authority: listener.local_addr().unwrap().to_string() };
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            stream.write_all(answer).unwrap();
+        });
+        let told = target.get("/pools", token).unwrap_err().to_string();
+        server.join().unwrap();
+        told
+    }
+
+    #[test]
+    fn what_is_no_forebay_is_told_from_one_that_wants_a_token() {
+        for (answer, token, expected) in [
+            (&b"SSH-2.0-OpenSSH\r\n"[..], None, "is no forebay: it does not speak HTTP"),
+            (b"HTTP/1.0 404 Not Found\r\n\r\n", None, "is no forebay: it answers 404 to /pools"),
+            (b"HTTP/1.1 401 Unauthorized\r\n\r\n", None, "wants a token: set FOREBAY_ADMIN_TOKEN"),
+            (b"HTTP/1.1 401 Unauthorized\r\n\r\n", Some("x"), "refuses the token"),
+            (
+                b"HTTP/1.1 503 No\r\n\r\na worker does not answer\n",
+                None,
+                "cannot say: a worker does not answer",
+            ),
+        ] {
+            let told = told(answer, token);
+            assert!(told.starts_with(expected), "{told}");
         }
     }
 
     #[test]
-    fn only_200_has_a_body() {
-        assert_eq!(body(b"HTTP/1.0 200 OK\r\nx: y\r\n\r\n{}"), Ok("{}".to_owned()));
-        assert!(body(b"HTTP/1.1 401 Unauthorized\r\n\r\n").unwrap_err().contains("FOREBAY_ADMIN_TOKEN"));
-        assert!(body(b"HTTP/1.1 503 No\r\n\r\na worker\n").unwrap_err().contains("503: a worker"));
-        for foreign in
-            [&b"SSH-2.0-OpenSSH"[..], b"", b"\r\n\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n", &[0xff; 99]]
-        {
-            assert!(body(foreign).unwrap_err().contains("no forebay"), "{foreign:?}");
-        }
+    fn an_address_without_a_listener_cannot_be_reached() {
+        let target = Remote { authority: format!("127.0.0.1:{}", forebay_bench::ports::free_port()) };
+        let told = target.get("/pools", None).unwrap_err().to_string();
+        assert!(told.starts_with("cannot be reached: Connection refused"), "{told}");
     }
 
     #[test]
@@ -230,7 +357,7 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_that_is_read_panics(text in "\\PC{0,80}") {
-            let _ = (samples(&text), Remote::new(&text), body(text.as_bytes()));
+            let _ = (samples(&text), text.parse::<Remote>(), Answer::read(text.as_bytes()));
         }
     }
 }

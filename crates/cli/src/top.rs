@@ -1,13 +1,13 @@
 //! `forebay top`: the pools of a running forebay, live in the terminal.
 //!
 //! ```text
-//! fetch (HTTP, a thread) ─▶ report ─▶ model: two looks → rates, rows ─▶ screen ─▶ terminal or text
+//! fetch (a thread)       ─▶ report ─▶ model: two looks → rates, rows ─▶ screen ─▶ terminal or text
 //!                                     view: keys → page, order, choice ──┘
 //! ```
 //!
 //! | module | what |
 //! |---|---|
-//! | `fetch` | asks the admin endpoint; says what is there if it is no forebay |
+//! | `fetch` | one look at the admin endpoint |
 //! | `report` | what it says |
 //! | `model` | what is known: rates, rows, restarts, absence. Pure |
 //! | `view` | what is looked at. Pure |
@@ -20,7 +20,7 @@ mod screen;
 mod view;
 
 use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,14 +34,13 @@ use ratatui::{DefaultTerminal, Terminal};
 use tokio::runtime;
 use tokio::time::sleep;
 
-pub use self::fetch::Target;
 use self::fetch::{Look, look};
 use self::model::Watched;
 use self::screen::About;
 use self::view::View;
 use crate::args::refused_options;
-use crate::config::TOKEN_VARIABLE;
 use crate::failure::{Failure, say};
+use crate::remote::{self, Remote};
 use crate::serve::Ends;
 
 /// The options of `top`.
@@ -50,7 +49,7 @@ use crate::serve::Ends;
 pub struct TopArgs {
     /// The admin endpoint of what is watched.
     #[arg(value_name = "http://ADMIN", default_value = "127.0.0.1:9053")]
-    pub target: Target,
+    pub target: Remote,
     /// How often to look; rates are of what came between two looks.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
     pub interval: Span,
@@ -89,7 +88,7 @@ fn interval(text: &str) -> Result<Span, String> {
 }
 
 pub(crate) fn run(args: &TopArgs) -> Result<(), Failure> {
-    let token = token(args.token_file.as_deref())?;
+    let token = remote::token(args.token_file.as_deref())?;
     let about = About { target: args.target.to_string(), interval: args.interval.0 };
     let watcher = Watcher { target: args.target.clone(), token };
     // Whoever is not there at the first look may be a mistake; who leaves later is waited for.
@@ -121,26 +120,6 @@ fn trouble(error: &io::Error) -> Failure {
     Failure::failed(format!("cannot use the terminal: {error}"))
 }
 
-fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
-    let token = match file {
-        None => std::env::var(TOKEN_VARIABLE).ok(),
-        Some(file) => {
-            let text = std::fs::read_to_string(file).map_err(|error| {
-                Failure::wrong(format!("--token-file: cannot read {}: {error}", file.display()))
-            })?;
-            Some(text.trim().to_owned())
-        }
-    };
-    let token = token.filter(|token| !token.is_empty());
-    match &token {
-        Some(token) if token.bytes().any(|byte| !byte.is_ascii_graphic()) => {
-            let place = if file.is_some() { "--token-file" } else { TOKEN_VARIABLE };
-            Err(Failure::wrong(format!("{place}: a token is one word of letters, digits and signs")))
-        }
-        _ => Ok(token),
-    }
-}
-
 /// Prints one frame as text.
 fn once(args: &TopArgs, about: &About, watcher: Watcher, mut watched: Watched) -> Result<(), Failure> {
     thread::sleep(args.interval.0);
@@ -158,7 +137,7 @@ fn once(args: &TopArgs, about: &About, watcher: Watcher, mut watched: Watched) -
 
 /// Who looks at what is watched.
 struct Watcher {
-    target: Target,
+    target: Remote,
     token: Option<String>,
 }
 

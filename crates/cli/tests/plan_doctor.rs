@@ -196,8 +196,8 @@ fn whoever_is_no_forebay_is_told_apart() {
         assert!(message.contains("nobody listens there"), "{message}");
     }
     for (answer, expected) in [
-        ("SSH-2.0-OpenSSH_9\r\n", "no forebay's admin endpoint"),
-        ("HTTP/1.1 404 Not Found\r\n\r\n", "no forebay's admin endpoint"),
+        ("SSH-2.0-OpenSSH_9\r\n", "is no forebay"),
+        ("HTTP/1.1 404 Not Found\r\n\r\n", "is no forebay"),
         ("HTTP/1.1 200 OK\r\n\r\n<html>", "no"),
         ("HTTP/1.1 401 Unauthorized\r\n\r\n", "FOREBAY_ADMIN_TOKEN"),
     ] {

@@ -87,8 +87,7 @@ fn a_token_is_taken_from_the_environment_or_a_file() {
     let args = ["top", &server.admin, "--once", "--interval", "100ms"];
     let none = forebay(&args).output().unwrap();
     assert_eq!(none.status.code(), Some(1));
-    let message =
-        format!("error: http://{} wants a token: set FOREBAY_ADMIN_TOKEN, or --token-file\n", server.admin);
+    let message = format!("error: http://{} wants a token: set FOREBAY_ADMIN_TOKEN\n", server.admin);
     assert_eq!(told(&none), message);
     let wrong = forebay(&args).env("FOREBAY_ADMIN_TOKEN", "fedcba9876543210").output().unwrap();
     assert!(told(&wrong).contains("refuses the token"), "{}", told(&wrong));

@@ -1,42 +1,16 @@
 //! Neither a hit nor a miss allocates, once it is warm: not in the forwarder, not in the tasks and the buffers around it. A
 //! test binary of its own, as it counts allocations of the whole process.
 
-#![allow(unsafe_code, reason = "a global allocator that counts is an unsafe trait to implement")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use forebay::sys::counting::CountingAllocator;
 use forebay_dns::{DnsConfig, Settings, start};
 
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the trait's promises.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the promises of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the promises of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the promises of `realloc`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTING: CountingAllocator = CountingAllocator::new();
 
 /// Queries that are counted.
 const COUNTED: u64 = 20_000;
@@ -74,9 +48,9 @@ fn ask(client: &UdpSocket, number: u64) {
 }
 
 fn allocated(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = COUNTING.allocations();
     work();
-    ALLOCATIONS.load(Ordering::Relaxed) - before
+    COUNTING.allocations() - before
 }
 
 /// One test, so that nothing else runs and is counted.

@@ -1,33 +1,11 @@
 //! A hit allocates nothing, and neither does waiting once it is warm. A test binary of its own, as it counts
 //! allocations of the whole process.
 
-#![allow(unsafe_code, reason = "a global allocator that counts is an unsafe trait to implement")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use forebay::sys::counting::CountingAllocator;
 use forebay::{Config, Connector, Dial, DialError, Pool};
 
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the trait's promises.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the promises of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the promises of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTING: CountingAllocator = CountingAllocator::new();
 
 #[derive(Debug)]
 struct Numbers;
@@ -42,7 +20,7 @@ impl Connector for Numbers {
 }
 
 fn allocations() -> u64 {
-    ALLOCATIONS.load(Ordering::Relaxed)
+    COUNTING.allocations()
 }
 
 /// One test, so that nothing else runs and is counted.

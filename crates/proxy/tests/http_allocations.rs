@@ -1,36 +1,15 @@
 //! One more request on kept connections allocates nothing. A test binary of its own, as it counts allocations of the
 //! whole process.
 
-#![allow(unsafe_code, reason = "a global allocator that counts is an unsafe trait to implement")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use forebay::sys::counting::CountingAllocator;
 use forebay_proxy::{Mode, ProxyConfig, Settings, start};
 
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the trait's promises.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the promises of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the promises of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static COUNTING: CountingAllocator = CountingAllocator::new();
 
 const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n";
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nServer: test\r\nContent-Length: 2\r\n\r\nok";
@@ -63,9 +42,9 @@ fn one_more_request_on_kept_connections_allocates_nothing() {
         assert!(client.read(&mut buffer).unwrap() > RESPONSE.len() - 10);
     };
     (0..100).for_each(|_| ask());
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = COUNTING.allocations();
     (0..REQUESTS).for_each(|_| ask());
-    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let allocations = COUNTING.allocations() - before;
     // The pool looks after itself now and then.
     assert!(allocations < REQUESTS / 50, "{allocations} allocations for {REQUESTS} requests");
 }

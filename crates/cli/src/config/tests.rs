@@ -230,6 +230,8 @@ capacity = 7
 age_max = "1m"
 uses_max = 300
 idle_timeout = "5s"
+overflow = "temporary"
+temporary_max = 5
 
 [dns.stream]
 connections_min = 1

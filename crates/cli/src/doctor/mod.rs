@@ -15,7 +15,7 @@ use self::facts::Facts;
 use self::judge::Report;
 use crate::args::refused_options;
 use crate::failure::{Failure, say};
-use crate::remote::{Remote, samples};
+use crate::remote::{self, Remote, samples};
 
 /// The options of `doctor`.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,12 +46,14 @@ It reads files and asks the kernel; it changes nothing, and ends with 0 whatever
 pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let running = match &args.from {
         Some(url) => {
-            let remote = Remote::new(url).map_err(|error| Failure::wrong(format!("--from: {error}")))?;
-            let text = remote.get("/metrics").map_err(|error| Failure::failed(format!("--from: {error}")))?;
+            let remote: Remote = url.parse().map_err(|error| Failure::wrong(format!("--from: {error}")))?;
+            let text = remote
+                .get("/metrics", remote::token(None)?.as_deref())
+                .map_err(|trouble| Failure::failed(format!("--from: {remote} {trouble}")))?;
             let samples = samples(&text);
             if !samples.iter().any(|sample| sample.name == "forebay_build_info") {
                 return Err(Failure::failed(format!(
-                    "--from: {remote}/metrics: these are no figures of a forebay"
+                    "--from: {remote} is no forebay: its /metrics are those of another"
                 )));
             }
             Some(samples)

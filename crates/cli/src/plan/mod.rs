@@ -37,7 +37,7 @@ use self::world::Arrivals;
 use crate::args::refused_options;
 use crate::doctor::parse;
 use crate::failure::{Failure, say};
-use crate::remote::Remote;
+use crate::remote::{self, Remote};
 
 /// The options of `plan`.
 #[derive(Clone, Debug, clap::Args)]
@@ -273,18 +273,19 @@ impl PlanArgs {
 
 /// Looks at a running forebay for a while.
 fn take(url: &str, time: Duration, upstream: Option<&str>, has_service: bool) -> Result<Taken, Failure> {
-    let remote = Remote::new(url).map_err(|error| Failure::wrong(format!("--from: {error}")))?;
+    let remote: Remote = url.parse().map_err(|error| Failure::wrong(format!("--from: {error}")))?;
     let failed = |error: String| Failure::failed(format!("--from: {error}"));
     if time.is_zero() || time > Duration::from_secs(3600) {
         return Err(Failure::wrong(format!(
             "--for: is {time:?}; it must be more than nothing and at most 1h"
         )));
     }
-    let read =
-        || remote.get("/pools").and_then(|text| Pools::read(&text).map_err(|why| format!("{remote}: {why}")));
+    let token = remote::token(None)?;
+    let get = |path| remote.get(path, token.as_deref()).map_err(|trouble| format!("{remote} {trouble}"));
+    let read = || get("/pools").and_then(|text| Pools::read(&text).map_err(|why| format!("{remote}: {why}")));
     let began = Instant::now();
     let mut looks = vec![Look { at: 0.0, pools: read().map_err(failed)? }];
-    let before = Times::read(&remote.get("/metrics").map_err(failed)?);
+    let before = Times::read(&get("/metrics").map_err(failed)?);
     let mut cut = None;
     while began.elapsed() < time && cut.is_none() {
         thread::sleep(LOOK_INTERVAL.min(time));
@@ -296,7 +297,7 @@ fn take(url: &str, time: Duration, upstream: Option<&str>, has_service: bool) ->
         }
     }
     let after = match cut {
-        None => Times::read(&remote.get("/metrics").map_err(failed)?),
+        None => Times::read(&get("/metrics").map_err(failed)?),
         Some(_) => None,
     };
     let times = before.as_ref().zip(after.as_ref());

@@ -154,9 +154,9 @@ pub(crate) enum Verdict {
     Holds,
     /// In the right direction, by much less than claimed.
     Smaller,
-    /// No number was claimed; with is better than without.
+    /// No number was claimed, or that both are as good; with is better than without.
     Better,
-    /// No number was claimed; with is worse than without.
+    /// No number was claimed, or that both are as good; with is worse than without.
     Worse,
     /// Neither is shown to be better.
     NoDifference,
@@ -228,17 +228,18 @@ pub(crate) fn verdict(
     with: Option<&Figure>,
 ) -> Verdict {
     let (Some(without), Some(with)) = (without, with) else { return Verdict::NotMeasured };
+    // To be as good as before may be all that was claimed.
+    let claims_no_more = claimed.is_some_and(|claimed| (claimed - 1.0).abs() <= NOISE);
     if without.is_near(with) {
-        // To be as good as before may be all that was claimed.
-        let claims_no_more = claimed.is_some_and(|claimed| (claimed - 1.0).abs() <= NOISE);
         return if claims_no_more { Verdict::Holds } else { Verdict::NoDifference };
     }
     let is_better = match better {
         Better::More => with.median > without.median,
         Better::Less => with.median < without.median,
     };
-    let Some(claimed) = claimed else {
-        return if is_better { Verdict::Better } else { Verdict::Worse };
+    let claimed = match claimed {
+        Some(claimed) if !claims_no_more => claimed,
+        _ => return if is_better { Verdict::Better } else { Verdict::Worse },
     };
     if is_better != (claimed >= 1.0) {
         return Verdict::Reversed;
@@ -256,6 +257,8 @@ pub(crate) fn words(verdict: Verdict, ratio: Option<f64>, claimed: Option<f64>) 
     match verdict {
         Verdict::Holds => format!("holds: {here}, claimed {claim}"),
         Verdict::Smaller => format!("smaller: {here}, claimed {claim}"),
+        Verdict::Better if claimed.is_some() => format!("better: {here}, claimed {claim}"),
+        Verdict::Worse if claimed.is_some() => format!("worse: {here}, claimed {claim}"),
         Verdict::Better => format!("better: {here}"),
         Verdict::Worse => format!("worse: {here}"),
         Verdict::NoDifference if claimed.is_some() => format!("no difference shown, claimed {claim}"),
@@ -452,6 +455,8 @@ mod tests {
     fn to_be_as_good_as_before_can_be_a_claim() {
         assert_eq!(judged(Some(1.0), &[100.0], &[101.0]).verdict, Verdict::Holds);
         assert_eq!(judged(Some(1.2), &[100.0], &[101.0]).verdict, Verdict::NoDifference);
+        assert_eq!(judged(Some(1.0), &[100.0], &[147.0]).words, "better: × 1.47, claimed × 1.00");
+        assert_eq!(judged(Some(1.0), &[100.0], &[50.0]).words, "worse: × 0.500, claimed × 1.00");
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
+use crate::remote::{Sample, samples};
+
 /// `/pools`. What later versions add is passed over.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub(super) struct Pools {
@@ -71,51 +73,46 @@ pub(super) struct LastFailure {
     pub(super) blame: String,
 }
 
-/// The samples of `/metrics` by their series.
+/// The samples of `/metrics` by their names.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Metrics(HashMap<String, f64>);
+pub(super) struct Metrics(HashMap<String, Vec<Sample>>);
 
 impl Metrics {
-    /// Reads the text format of Prometheus. Lines that are no sample are passed over.
+    /// Reads the text format of Prometheus.
     pub(super) fn parse(text: &str) -> Self {
-        let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-            let (series, value) = line.rsplit_once(' ')?;
-            Some((series.to_owned(), value.parse().ok()?))
-        });
-        Self(samples.collect())
+        let mut by_name = HashMap::<_, Vec<_>>::new();
+        for sample in samples(text) {
+            by_name.entry(sample.name.clone()).or_default().push(sample);
+        }
+        Self(by_name)
+    }
+
+    /// Returns the samples of a metric.
+    fn all(&self, name: &str) -> &[Sample] {
+        self.0.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// Returns a metric without labels.
     pub(super) fn value(&self, name: &str) -> Option<f64> {
-        self.0.get(name).copied()
+        self.all(name).iter().find(|sample| sample.labels.is_empty()).map(|sample| sample.value)
     }
 
     /// Returns a metric of a pool.
     pub(super) fn of_pool(&self, name: &str, upstream: &str, endpoint: &str) -> Option<f64> {
-        let written = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let series =
-            format!("{name}{{upstream=\"{}\",endpoint=\"{}\"}}", written(upstream), written(endpoint));
-        self.0.get(&series).copied()
+        let is_it =
+            |sample: &&Sample| sample.label("upstream") == upstream && sample.label("endpoint") == endpoint;
+        self.all(name).iter().find(is_it).map(|sample| sample.value)
     }
 
     /// Returns the sum of a metric over all its labels; `None` if it is not there at all.
     pub(super) fn sum(&self, name: &str) -> Option<f64> {
-        let mut all = self
-            .0
-            .iter()
-            .filter(|(series, _)| {
-                series.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
-            })
-            .map(|(_, value)| *value)
-            .peekable();
-        all.peek()?;
-        Some(all.sum())
+        let all = self.all(name);
+        (!all.is_empty()).then(|| all.iter().map(|sample| sample.value).sum())
     }
 
     /// Returns what a label of a metric says.
     pub(super) fn label(&self, name: &str, label: &str) -> Option<&str> {
-        let start = format!("{name}{{{label}=\"");
-        self.0.keys().find_map(|series| series.strip_prefix(&start)?.strip_suffix("\"}"))
+        self.all(name).first().map(|sample| sample.label(label))
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`pipe`] | bytes from one stream to another that never come to this process |
 //! | [`epoll`] | waiting for descriptors without a runtime (for load generators) |
 //! | `heap` | who holds memory, by jemalloc (feature `jemalloc`) |
+//! | `counting` | an allocator that counts, for tests and benches |
 //! | `watch` | descriptors that the runtime watches for one thing alone |
 //! | [`sample`] | what threads do with their CPU time, taken by a signal |
 
@@ -26,6 +27,8 @@
 
 mod address;
 pub mod clock;
+#[doc(hidden)]
+pub mod counting;
 pub mod epoll;
 #[cfg(feature = "jemalloc")]
 pub mod heap;

@@ -523,3 +523,23 @@ fn epoll_tells_writable_once_asked() {
         io::ErrorKind::AlreadyExists
     );
 }
+
+#[test]
+fn a_counting_allocator_counts_what_is_asked_for_and_gives_it() {
+    use std::alloc::{GlobalAlloc, Layout};
+    let counting = counting::CountingAllocator::new();
+    let layout = Layout::from_size_align(100, 8).expect("a layout");
+    // SAFETY: the layout has a size; each pointer is checked, used within its size, and given back once with its layout.
+    unsafe {
+        let pointer = counting.alloc(layout);
+        assert!(!pointer.is_null());
+        pointer.write_bytes(7, 100);
+        let pointer = counting.realloc(pointer, layout, 1000);
+        assert_eq!((!pointer.is_null(), *pointer.add(99)), (true, 7));
+        counting.dealloc(pointer, Layout::from_size_align(1000, 8).expect("a layout"));
+        let zeroed = counting.alloc_zeroed(layout);
+        assert_eq!((!zeroed.is_null(), *zeroed.add(99)), (true, 0));
+        counting.dealloc(zeroed, layout);
+    }
+    assert_eq!(counting.allocations(), 3);
+}
