@@ -18,6 +18,7 @@
 
 mod names;
 mod report;
+mod schedule;
 mod slots;
 mod worker;
 
@@ -31,7 +32,7 @@ use std::thread;
 use std::time::Duration;
 
 use forebay::sys::{clock, now, process};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::message::QueryType;
 pub use names::{Names, write_zone};
@@ -61,6 +62,8 @@ pub struct DnsLoad {
     pub in_flight: usize,
     /// Queries a second to send (open loop). `None`: as fast as answers come (closed loop). Default: `None`.
     pub rate: Option<f64>,
+    /// How queries of an open loop are spread in time. Default: evenly.
+    pub arrivals: Arrivals,
     /// When to stop sending. Default: 10 s. `None`: with `queries`, or when told so.
     pub duration: Option<Duration>,
     /// How many queries to send at most. Default: `None`, any number.
@@ -99,6 +102,7 @@ impl DnsLoad {
             clients: 16,
             in_flight: 64,
             rate: None,
+            arrivals: Arrivals::Even,
             duration: Some(Duration::from_secs(10)),
             queries: None,
             timeout: Duration::from_secs(2),
@@ -114,6 +118,17 @@ impl DnsLoad {
             seed: None,
         }
     }
+}
+
+/// How the queries of an open loop are spread in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arrivals {
+    /// At equal distances: a line forms only when the server stumbles.
+    #[default]
+    Even,
+    /// At random ones (a Poisson process), as many who know nothing of each other ask: lines form long before a server is full.
+    Poisson,
 }
 
 /// How queries travel.

@@ -55,6 +55,7 @@ fn load(args: &DnsBenchArgs) -> DnsLoad {
         clients: args.clients,
         in_flight: args.in_flight,
         rate: args.rate,
+        arrivals: args.arrivals,
         duration: Some(args.duration.0),
         queries: args.queries,
         timeout: args.timeout.0,

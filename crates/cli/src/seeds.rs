@@ -7,6 +7,7 @@
 //! Everything runs in this process, with embedded servers alone; CPU time is that of the server's threads, whose core
 //! nobody else has where there are two. What was measured before an interruption or a failure is kept, and marked.
 
+mod forecast;
 mod forwarder;
 mod html;
 mod model;

@@ -176,7 +176,10 @@ fn impossible_numbers_are_one_line_and_exit_2() {
         (&["--callers", "0", "--service", "1ms"], "--callers: is 0"),
         (&["--rate", "10", "--service", "1ms", "--percentile", "100"], "--percentile: is 100"),
         (&["--rate", "10", "--service", "1ms", "--capacity", "0"], "--capacity: is 0"),
-        (&["--from", "https://127.0.0.1:1"], "--from: `https://127.0.0.1:1`: admin endpoints speak http"),
+        (
+            &["--from", "https://127.0.0.1:1"],
+            "--from: `https://127.0.0.1:1` is no admin endpoint: it speaks plain HTTP",
+        ),
         (&["--from", "127.0.0.1:1", "--for", "0s"], "--for: is 0ns"),
     ] {
         let message = refused(2, &[&["plan"], args].concat());

@@ -205,6 +205,7 @@ fn what_the_generators_write_is_read() {
         transport: crate::dns::Transport::Udp,
         clients: 1,
         in_flight: 2,
+        arrivals: crate::dns::Arrivals::Even,
         rate: Some(100.0),
         elapsed_seconds: 1.0,
         sent: 10,

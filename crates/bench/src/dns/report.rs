@@ -9,7 +9,7 @@ use forebay_core::Instant;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::{DnsLoad, ServerTime, Transport};
+use super::{Arrivals, DnsLoad, ServerTime, Transport};
 use crate::message::rcode_word;
 use crate::partial::Ending;
 
@@ -32,6 +32,8 @@ pub struct DnsReport {
     pub in_flight: usize,
     /// How many queries a second were wanted (open loop).
     pub rate: Option<f64>,
+    /// How they were to be spread in time (open loop).
+    pub arrivals: Arrivals,
     /// From the first query to the last answer, or to the end of sending if that was later.
     pub elapsed_seconds: f64,
     /// Queries sent.
@@ -120,6 +122,7 @@ impl DnsReport {
             clients: load.clients,
             in_flight: load.in_flight,
             rate: load.rate,
+            arrivals: load.arrivals,
             elapsed_seconds: elapsed,
             sent: outcome.sent,
             answered: outcome.answered,
@@ -172,6 +175,7 @@ impl fmt::Display for DnsReport {
             Transport::Tcp => "tcp",
         };
         let loop_kind = match self.rate {
+            Some(rate) if self.arrivals == Arrivals::Poisson => format!("open loop at {rate}/s, at random"),
             Some(rate) => format!("open loop at {rate}/s"),
             None => "closed loop".to_owned(),
         };

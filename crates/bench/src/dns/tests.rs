@@ -164,6 +164,21 @@ fn open_loop_keeps_its_rate() {
 }
 
 #[test]
+fn random_arrivals_meet_each_other_and_even_ones_do_not() {
+    let responder = spawn(Script { delay: Duration::from_millis(1), ..Script::default() });
+    let held_back = |arrivals| {
+        let load = DnsLoad { clients: 1, in_flight: 1, rate: Some(200.0), arrivals, ..load(&responder, 200) };
+        let report = report(&load);
+        assert_eq!(report.answered, 200, "{report}");
+        assert_eq!(report.to_string().contains("at random"), arrivals == Arrivals::Poisson);
+        report.held_back
+    };
+    // Of those that come at random, a fifth comes within the millisecond of another.
+    assert!(held_back(Arrivals::Poisson) > 10);
+    assert!(held_back(Arrivals::Even) < 10);
+}
+
+#[test]
 fn rate_is_shared_by_threads() {
     let responder = spawn(Script::default());
     let load = DnsLoad { rate: Some(4000.0), threads: 2, ..load(&responder, 2000) };

@@ -15,6 +15,7 @@ use forebay_core::Instant;
 
 use super::names::{NameSource, NameTable};
 use super::report::Outcome;
+use super::schedule::Schedule;
 use super::slots::{Sent, Slots};
 use super::{BenchError, DnsLoad, Shared, Transport, Verify};
 use crate::message::{HEADER, QueryType, hash, next_record, u16_at};
@@ -56,16 +57,6 @@ pub(super) struct Worker<'a> {
     told_at: Instant,
 }
 
-/// When queries are due in open loop.
-struct Schedule {
-    interval: f64,
-    /// Nanoseconds after the start at which this worker's first query is due.
-    offset: f64,
-    sent: u64,
-    /// When there was last no place for a query that was due.
-    held_back_at: Instant,
-}
-
 enum Link {
     Udp(UdpSocket),
     Tcp(TcpLink),
@@ -105,12 +96,7 @@ impl<'a> Worker<'a> {
             outcome.sockets += 1;
             links.push(link);
         }
-        let schedule = load.rate.map(|rate| Schedule {
-            interval: 1e9 * load.threads as f64 / rate,
-            offset: 1e9 * number as f64 / rate,
-            sent: 0,
-            held_back_at: Instant::ZERO,
-        });
+        let schedule = Schedule::new(load, number, seed);
         Ok(Self {
             load,
             shared,
@@ -178,12 +164,9 @@ impl<'a> Worker<'a> {
         }
         self.outcome.ended = sending_until.unwrap_or(end).max(self.outcome.last_answer);
         self.outcome.count_thread(clock::thread_cpu_time() - cpu_before, started);
-        if let Some(schedule) = &self.schedule {
+        if let Some(schedule) = &mut self.schedule {
             let until = sending_until.unwrap_or(end).min(end).saturating_duration_since(started);
-            self.outcome.unsent += schedule
-                .due_by(until)
-                .min(self.quota.saturating_add(schedule.sent))
-                .saturating_sub(schedule.sent);
+            self.outcome.unsent += schedule.due(until).min(self.quota);
         }
         self.tell(Instant::MAX);
         Ok(())
@@ -219,8 +202,7 @@ impl<'a> Worker<'a> {
             }
             return Ok(());
         };
-        let mut due =
-            schedule.due_by(now.min(end).saturating_duration_since(started)).saturating_sub(schedule.sent);
+        let mut due = schedule.due(now.min(end).saturating_duration_since(started));
         let mut tries = self.needy.len() * 2;
         while due > 0 && tries > 0 && self.quota > 0 {
             let Some(client) = self.next_needy() else { break };
@@ -264,8 +246,7 @@ impl<'a> Worker<'a> {
             for _ in 0..batch {
                 let due = match (&mut self.schedule, scheduled) {
                     (Some(schedule), Some(started)) => {
-                        let due = schedule.next(started);
-                        schedule.sent += 1;
+                        let due = schedule.take(started);
                         if now.saturating_duration_since(due) > LATE {
                             if due <= schedule.held_back_at {
                                 self.outcome.held_back += 1;
@@ -527,19 +508,6 @@ impl<'a> Worker<'a> {
         for ((shown, before), after) in shown.into_iter().zip(told).zip(self.outcome.told) {
             shown.fetch_add(after - before, Relaxed);
         }
-    }
-}
-
-impl Schedule {
-    /// When the next query is due.
-    fn next(&self, started: Instant) -> Instant {
-        started + Duration::from_nanos((self.offset + self.sent as f64 * self.interval) as u64)
-    }
-
-    /// How many queries are due before `elapsed` has passed since the start.
-    fn due_by(&self, elapsed: Duration) -> u64 {
-        let past = elapsed.as_nanos() as f64 - self.offset;
-        if past <= 0.0 { 0 } else { (past / self.interval).ceil() as u64 }
     }
 }
 

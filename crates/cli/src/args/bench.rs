@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use clap::Subcommand;
 use forebay::units::{Size, Span};
-use forebay_bench::dns::Names;
+use forebay_bench::dns::{Arrivals, Names};
 use forebay_bench::http::Url;
 use serde::Deserialize;
 
@@ -15,6 +15,8 @@ use super::{refused_options, words};
 use crate::compare::CompareArgs;
 use crate::seeds::SeedsBenchArgs;
 
+/// How `--arrivals` is written.
+const ARRIVALS: &[&str] = &["even", "poisson"];
 /// How the patterns of `bench http` are written.
 const HTTP_PATTERNS: &[&str] = &["requests", "claims"];
 /// How those of `bench tcp` are written.
@@ -106,6 +108,10 @@ pub struct DnsBenchArgs {
     /// Queries per second to send, whatever the answers (open loop) [default: as fast as answers come].
     #[arg(long, value_name = "QPS")]
     pub rate: Option<f64>,
+    /// How they are spread in time: at equal distances (even), or at random (poisson), as many clients who know nothing of each
+    /// other ask.
+    #[arg(long, value_name = "HOW", default_value = "even", requires = "rate", value_parser = words::<Arrivals>(ARRIVALS))]
+    pub arrivals: Arrivals,
     /// How long to send.
     #[arg(long, value_name = "TIME", default_value = "10s")]
     pub duration: Span,

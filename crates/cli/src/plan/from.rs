@@ -58,9 +58,31 @@ impl Pools {
     }
 }
 
-/// Times of service that the server has counted itself.
+/// Times that the server has counted itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Times {
+    /// From the client's query to its reply: they wait for a connection, too.
+    asked: Counted,
+    /// What of it was waiting.
+    waited: Counted,
+}
+
+/// What came of a look at the times of a server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Counts {
+    /// The mean time of service, in seconds.
+    pub(crate) service: f64,
+    /// Its deviation by its mean.
+    pub(crate) spread: f64,
+    /// The mean wait before that, of all, in seconds.
+    pub(crate) wait: f64,
+    /// How many there were.
+    pub(crate) count: f64,
+}
+
+/// A histogram.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Counted {
     sum: f64,
     count: f64,
     /// Upper bounds, and how many lie below each.
@@ -69,39 +91,69 @@ pub(crate) struct Times {
 
 /// The histogram of requests that went upstream.
 const TIMES: &str = "forebay_dns_upstream_seconds";
+/// That of their waits for a connection; those that did not wait are not in it.
+const WAITS: &str = "forebay_pool_wait_seconds";
 
-impl Times {
-    /// Reads `/metrics`; `None` when no DNS server runs there.
-    pub(crate) fn read(text: &str) -> Option<Self> {
-        let all = samples(text);
+impl Counted {
+    /// Adds up a histogram over all its labels; `None` if it is not there.
+    fn read(all: &[Sample], name: &str) -> Option<Self> {
         let named = |suffix: &str| {
-            let name = format!("{TIMES}{suffix}");
+            let name = format!("{name}{suffix}");
             all.iter().filter(move |sample| sample.name == name)
         };
-        let value = |suffix: &str| named(suffix).next().map(|sample| sample.value);
-        let below = named("_bucket").filter_map(|sample: &Sample| {
-            Some((sample.label("le").parse().ok()?, sample.value))
-                .filter(|(bound, _): &(f64, f64)| bound.is_finite())
-        });
-        Some(Self { below: below.collect(), sum: value("_sum")?, count: value("_count")? })
+        named("_count").next()?;
+        let sum = |suffix: &str| named(suffix).map(|sample| sample.value).sum();
+        let mut below: Vec<(f64, f64)> = Vec::new();
+        for sample in named("_bucket") {
+            let Some(bound) = sample.label("le").parse().ok().filter(|bound: &f64| bound.is_finite()) else {
+                continue;
+            };
+            match below.iter_mut().find(|(other, _)| *other == bound) {
+                Some((_, count)) => *count += sample.value,
+                None => below.push((bound, sample.value)),
+            }
+        }
+        Some(Self { sum: sum("_sum"), count: sum("_count"), below })
     }
 
-    /// Mean and spread of what came since `before`; `None` if that is too little to say anything.
+    /// What came since `before`: sum, count, and sum of squares, as far as the bounds tell.
     fn since(&self, before: &Self) -> Option<(f64, f64, f64)> {
-        let count = self.count - before.count;
-        if count < 30.0 || self.below.len() != before.below.len() {
+        if !before.below.is_empty() && self.below.len() != before.below.len() {
             return None;
         }
-        let mean = (self.sum - before.sum) / count;
+        let then = before.below.iter().map(|(_, count)| *count).chain(std::iter::repeat(0.0));
         let (mut low, mut seen, mut squares) = (0.0, 0.0, 0.0);
-        for ((bound, now), (_, then)) in self.below.iter().zip(&before.below) {
+        for ((bound, now), then) in self.below.iter().zip(then) {
             let n = (now - then - seen).max(0.0);
             let middle = (low + bound) / 2.0;
             squares += n * middle * middle;
             (low, seen) = (*bound, seen + n);
         }
-        let variance = (squares / count - mean * mean).max(0.0);
-        (mean > 0.0).then(|| (mean, variance.sqrt() / mean, count))
+        Some((self.sum - before.sum, self.count - before.count, squares))
+    }
+}
+
+impl Times {
+    /// Reads `/metrics`; `None` when no DNS server runs there.
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        let all = samples(text);
+        let waited = Counted::read(&all, WAITS).unwrap_or_default();
+        Some(Self { asked: Counted::read(&all, TIMES)?, waited })
+    }
+
+    /// What came since `before`; `None` if that is too little to say anything.
+    pub(crate) fn since(&self, before: &Self) -> Option<Counts> {
+        let (asked, count, asked_squares) = self.asked.since(&before.asked)?;
+        let (waited, _, waited_squares) = self.waited.since(&before.waited)?;
+        if count < 30.0 {
+            return None;
+        }
+        let (response, wait) = (asked / count, waited / count);
+        let service = response - wait;
+        // Who waits long is served no longer than others, so that both add up.
+        let variance = |squares: f64, mean: f64| (squares / count - mean * mean).max(0.0);
+        let variance = (variance(asked_squares, response) - variance(waited_squares, wait)).max(0.0);
+        (service > 0.0).then(|| Counts { service, spread: variance.sqrt() / service, wait, count })
     }
 }
 
@@ -185,12 +237,13 @@ pub(crate) fn estimate(
     let is_dns = asked.iter().all(|(pool, _)| pool.endpoint.contains("://"));
     let counted = times.filter(|_| is_alone && is_dns).and_then(|(before, after)| after.since(before));
     let (service, spread) = match counted {
-        Some((mean, spread, count)) => {
+        Some(Counts { service, spread, wait, count }) => {
             notes.push(format!(
-                "service from {count:.0} questions of {TIMES}: {} on average, spread {spread:.2}",
-                shown(mean)
+                "service from {count:.0} questions of {TIMES}, without {} of waiting: {} on average, spread {spread:.2}",
+                shown(wait),
+                shown(service)
             ));
-            (mean, Some(spread))
+            (service, Some(spread))
         }
         None => {
             let service = in_flight / rate;
@@ -274,8 +327,38 @@ mod tests {
         // Half at 0.5 ms, half at 2 ms.
         assert!((taken.service - 0.00125).abs() < 1e-9, "{taken:?}");
         assert!((taken.spread.unwrap() - 0.6).abs() < 0.01, "{taken:?}");
+        assert!(taken.notes[1].contains("without 0 of waiting"), "{taken:?}");
         let few = estimate(&looks, Some((&before, &before)), None).unwrap();
         assert_eq!(few.spread, None, "nothing was counted meanwhile");
+    }
+
+    #[test]
+    fn waiting_for_a_connection_is_no_service() {
+        // Every other one waits a millisecond, and is served as long as the others.
+        let text = |n: f64| {
+            format!(
+                "{TIMES}_bucket{{le=\"0.002\"}} {}\n{TIMES}_bucket{{le=\"0.004\"}} {n}\n{TIMES}_sum {}\n{TIMES}_count {n}\n\
+                 {WAITS}_bucket{{upstream=\"a\",endpoint=\"b\",le=\"0.0005\"}} 0\n\
+                 {WAITS}_bucket{{upstream=\"a\",endpoint=\"b\",le=\"0.0015\"}} {}\n\
+                 {WAITS}_sum{{upstream=\"a\",endpoint=\"b\"}} {}\n{WAITS}_count{{upstream=\"a\",endpoint=\"b\"}} {}\n\
+                 {WAITS}_sum{{upstream=\"a\",endpoint=\"c\"}} 0\n{WAITS}_count{{upstream=\"a\",endpoint=\"c\"}} 0\n",
+                n / 2.0,
+                n * 0.002,
+                n / 2.0,
+                n / 2.0 * 0.001,
+                n / 2.0
+            )
+        };
+        let (before, after) = (Times::read(&text(10.0)).unwrap(), Times::read(&text(1010.0)).unwrap());
+        let counts = after.since(&before).unwrap();
+        assert!((counts.service - 0.0015).abs() < 1e-9 && (counts.wait - 0.0005).abs() < 1e-9, "{counts:?}");
+        // Of the bounds' 1 and 3 ms, deviation 1 ms, a quarter of the variance is that of waiting.
+        assert!((counts.spread - 0.75_f64.sqrt() / 1.5).abs() < 0.01, "{counts:?}");
+        let none = Times { waited: Counted::default(), ..after.clone() };
+        assert!(
+            (none.since(&Times { waited: Counted::default(), ..before }).unwrap().service - 0.002).abs()
+                < 1e-9
+        );
     }
 
     #[test]

@@ -27,13 +27,14 @@ use std::time::{Duration, Instant};
 use forebay::sys::process;
 use forebay::units::{Size, Span};
 
-use self::draw::Service;
-use self::from::{Look, Pools, Taken, Times};
+pub(crate) use self::draw::Service;
+pub(crate) use self::from::{Counts, Times};
+use self::from::{Look, Pools, Taken};
 pub use self::question::Transport;
 use self::question::{Question, Room};
 use self::report::Plan;
 use self::units::{Rate, Spread, Time};
-use self::world::Arrivals;
+pub(crate) use self::world::{Arrivals, World};
 use crate::args::refused_options;
 use crate::doctor::parse;
 use crate::failure::{Failure, say};

@@ -7,6 +7,7 @@ use forebay_bench::dns::{DnsLoad, Names, Verify};
 use forebay_bench::responder::{Responder, Script};
 use forebay_dns::{CacheSettings, OverflowName, PoolMode, Settings, StrategyName, UdpSettings};
 
+use super::forecast;
 use super::forwarder::{Forwarder, Run, latency_curve, upstream};
 use super::model::{
     Axis, Better, Bound, Claim, Figure, Plot, Said, Scale, Section, Series, Table, Target, Unit, grouped,
@@ -77,7 +78,7 @@ impl Pool {
 /// How many steps there are.
 pub(super) const fn steps(quick: bool) -> usize {
     // Each pool in each round, then its profile, and the load at half of what it can.
-    MISSES.len() * (POOLS.len() * (rounds(quick) + 1) + rounds(quick))
+    MISSES.len() * (POOLS.len() * (rounds(quick) + 1) + rounds(quick)) + forecast::steps(quick)
 }
 
 /// Measures.
@@ -94,7 +95,7 @@ pub(super) fn measure(stage: &mut Stage, section: &mut Section) -> Result<(), St
         load.report(section);
         result?;
     }
-    Ok(())
+    forecast::measure(stage, section)
 }
 
 /// All pools under one share of misses.
@@ -297,7 +298,7 @@ impl Load {
         let limit = default.iter().find_map(|run| run.generator_limit.clone());
         let half = |of: fn(&Run) -> f64| Figure::of(Unit::Microseconds, self.half.iter().map(of));
         let us = |of: fn(&Run) -> f64| self.figure(Pool::Default, Unit::Microseconds, of);
-        let queue = why_late(qps, TARGET_MEAN_US);
+        let queue = |wanted_us| why_late(qps, wanted_us);
         let alone = |wanted_us| why_late_alone(self.misses / 100.0, self.half_rate, wanted_us);
         vec![
             Target::new(
@@ -312,14 +313,14 @@ impl Load {
                 Bound::Below,
                 TARGET_MEAN_US,
                 us(|run| run.mean_us),
-                queue.clone(),
+                queue(TARGET_MEAN_US),
             ),
             Target::new(
                 format!("p99 {at}, {CLIENTS} asking at once"),
                 Bound::Below,
                 TARGET_P99_US,
                 us(|run| run.p99_us),
-                queue,
+                queue(TARGET_P99_US),
             ),
             Target::new(
                 format!("average latency {at}, {}/s whatever the answers", grouped(self.half_rate)),
