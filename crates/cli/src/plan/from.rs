@@ -116,20 +116,44 @@ impl Counted {
         Some(Self { sum: sum("_sum"), count: sum("_count"), below })
     }
 
-    /// What came since `before`: sum, count, and sum of squares, as far as the bounds tell.
-    fn since(&self, before: &Self) -> Option<(f64, f64, f64)> {
+    /// What came since `before`: sum, count, and the moments of the middles between the bounds.
+    fn since(&self, before: &Self) -> Option<Came> {
         if !before.below.is_empty() && self.below.len() != before.below.len() {
             return None;
         }
         let then = before.below.iter().map(|(_, count)| *count).chain(std::iter::repeat(0.0));
-        let (mut low, mut seen, mut squares) = (0.0, 0.0, 0.0);
+        let mut came =
+            Came { sum: self.sum - before.sum, count: self.count - before.count, middles: 0.0, squares: 0.0 };
+        let (mut low, mut seen) = (0.0, 0.0);
         for ((bound, now), then) in self.below.iter().zip(then) {
             let n = (now - then - seen).max(0.0);
             let middle = (low + bound) / 2.0;
-            squares += n * middle * middle;
+            came.middles += n * middle;
+            came.squares += n * middle * middle;
             (low, seen) = (*bound, seen + n);
         }
-        Some((self.sum - before.sum, self.count - before.count, squares))
+        Some(came)
+    }
+}
+
+/// What came into a histogram between two looks.
+#[derive(Clone, Copy, Debug)]
+struct Came {
+    sum: f64,
+    count: f64,
+    middles: f64,
+    squares: f64,
+}
+
+impl Came {
+    /// The variance, where `count` came in all and those that are missing here are nothing. The bounds lie far apart, and what is
+    /// between them is seldom in the middle; but how far they spread compared with their mean is nearly that of the middles.
+    fn variance(&self, count: f64) -> f64 {
+        let (mean, middle) = (self.sum / count, self.middles / count);
+        if middle <= 0.0 {
+            return 0.0;
+        }
+        (self.squares / count - middle * middle).max(0.0) * (mean / middle).powi(2)
     }
 }
 
@@ -143,16 +167,16 @@ impl Times {
 
     /// What came since `before`; `None` if that is too little to say anything.
     pub(crate) fn since(&self, before: &Self) -> Option<Counts> {
-        let (asked, count, asked_squares) = self.asked.since(&before.asked)?;
-        let (waited, _, waited_squares) = self.waited.since(&before.waited)?;
+        let asked = self.asked.since(&before.asked)?;
+        let waited = self.waited.since(&before.waited)?;
+        let count = asked.count;
         if count < 30.0 {
             return None;
         }
-        let (response, wait) = (asked / count, waited / count);
-        let service = response - wait;
+        let wait = waited.sum / count;
+        let service = asked.sum / count - wait;
         // Who waits long is served no longer than others, so that both add up.
-        let variance = |squares: f64, mean: f64| (squares / count - mean * mean).max(0.0);
-        let variance = (variance(asked_squares, response) - variance(waited_squares, wait)).max(0.0);
+        let variance = (asked.variance(count) - waited.variance(count)).max(0.0);
         (service > 0.0).then(|| Counts { service, spread: variance.sqrt() / service, wait, count })
     }
 }
@@ -359,6 +383,21 @@ mod tests {
             (none.since(&Times { waited: Counted::default(), ..before }).unwrap().service - 0.002).abs()
                 < 1e-9
         );
+    }
+
+    #[test]
+    fn bounds_that_lie_far_apart_do_not_make_times_spread() {
+        // Evenly spread over 2 to 6 ms: a deviation of 29 % of the mean. The bounds are powers of two, as the server has them.
+        let all: Vec<f64> = (0..4000).map(|n| 0.002 + 0.000_001 * f64::from(n)).collect();
+        let mut text = String::new();
+        for power in 20..26 {
+            let bound = f64::from(1 << power) * 1e-9;
+            let below = all.iter().filter(|time| **time <= bound).count();
+            text += &format!("{TIMES}_bucket{{le=\"{bound}\"}} {below}\n");
+        }
+        text += &format!("{TIMES}_sum {}\n{TIMES}_count 4000\n", all.iter().sum::<f64>());
+        let counts = Times::read(&text).unwrap().since(&Times::default()).unwrap();
+        assert!((counts.spread - 0.29).abs() < 0.08, "{counts:?}");
     }
 
     #[test]
