@@ -165,7 +165,7 @@ impl fmt::Display for Figures {
             }
         }
         if let Some(limit) = &self.generator_limit {
-            write!(f, "\nbeware      the generator was the limit: {limit}")?;
+            write!(f, "\nbeware      limited by the generator: {limit}")?;
         }
         if let Some(partial) = &self.partial {
             write!(f, "\npartial     {partial}")?;

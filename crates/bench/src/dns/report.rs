@@ -230,7 +230,7 @@ impl fmt::Display for DnsReport {
             write!(f, "\nserver      {:.2} s of CPU{}", server.cpu_seconds, each(server.cpu_us_per_query))?;
         }
         if let Some(limit) = &self.generator_limit {
-            write!(f, "\nbeware      the generator was the limit: {limit}")?;
+            write!(f, "\nbeware      limited by the generator: {limit}")?;
         }
         if let Some(partial) = &self.partial {
             write!(f, "\npartial     {partial}")?;

@@ -12,7 +12,7 @@ use forebay_dns::{DnsConfig, Handle, Server, Settings, Stats};
 use tokio::runtime::{Builder, Runtime};
 
 use super::model::Series;
-use super::stage::{Stage, Stop, cpu_of, on_core, threads_named};
+use super::stage::{Stage, Stop, cpu_of, on_core, threads_named, threads_since};
 use crate::profile::{Order, Profile};
 
 /// What the threads of a forwarder's workers are called.
@@ -69,7 +69,7 @@ impl Forwarder {
         let before = threads_named(WORKER);
         let server = on_core(core, || forebay_dns::start(config))?
             .map_err(|error| Stop::failed("cannot start a forwarder", error))?;
-        let threads = threads_named(WORKER).into_iter().filter(|thread| !before.contains(thread)).collect();
+        let threads = threads_since(&before, WORKER, settings.workers)?;
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()

@@ -17,7 +17,7 @@ use super::model::{
     Better, Figure, Plot, Said, Section, Table, Unit, grouped, ratio, shown, times, verdict, words,
 };
 use super::seed003::latencies;
-use super::stage::{Stage, Stop, cpu_of, on_core, rounds, threads_named};
+use super::stage::{Stage, Stop, cpu_of, on_core, rounds, threads_named, threads_since};
 
 /// The seed's command: clients, and calls of each.
 const CLIENTS: usize = 50;
@@ -76,7 +76,7 @@ impl Served {
         let running = stage
             .on_server_core(build)?
             .map_err(|error| Stop::failed("cannot start a server of gRPC", error))?;
-        let threads = threads_named(WORKER).into_iter().filter(|thread| !before.contains(thread)).collect();
+        let threads = threads_since(&before, WORKER, 1)?;
         Ok(Self { running, threads })
     }
 

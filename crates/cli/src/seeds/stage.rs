@@ -185,6 +185,24 @@ pub(super) fn threads_named(prefix: &str) -> Vec<i32> {
     named.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// The threads of that name that are new since `before`: so many. A thread takes its name when it begins, which may be after
+/// whoever started it has gone on.
+pub(super) fn threads_since(before: &[i32], prefix: &str, count: usize) -> Result<Vec<i32>, Stop> {
+    let patience = now() + Duration::from_secs(1);
+    loop {
+        let all = threads_named(prefix).into_iter();
+        let threads: Vec<i32> = all.filter(|thread| !before.contains(thread)).collect();
+        if threads.len() == count {
+            return Ok(threads);
+        }
+        if now() >= patience {
+            let found = format!("{} of {count} threads are called {prefix}", threads.len());
+            return Err(Stop::failed("cannot tell whose CPU time is the server's", found));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// The CPU time of these threads together.
 pub(super) fn cpu_of(threads: &[i32]) -> Duration {
     threads.iter().filter_map(|thread| clock::cpu_time_of_thread(*thread).ok()).sum()
@@ -238,8 +256,9 @@ mod tests {
             })
             .unwrap();
         thread::sleep(Duration::from_millis(80));
-        let threads = threads_named("seed-busy");
-        assert_eq!(threads.len(), 1);
+        let threads = threads_since(&[], "seed-busy", 1).unwrap();
+        let none = threads_since(&threads, "seed-busy", 1).unwrap_err().to_string();
+        assert!(none.ends_with("0 of 1 threads are called seed-busy"), "{none}");
         let cpu = cpu_of(&threads);
         assert!(cpu > Duration::from_millis(1) && cpu < Duration::from_secs(5), "{cpu:?}");
         drop(send);
