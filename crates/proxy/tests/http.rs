@@ -238,7 +238,7 @@ fn without_a_pool_each_request_has_a_connection_of_its_own() {
     let server = proxy(&[backend.addr()], |settings| settings.pool = PoolMode::Off);
     let mut client = Client::new(&server);
     (0..5).for_each(|_| assert_eq!(client.get("/").stamp().1, 1));
-    assert_eq!(backend.stats().connections, 5);
+    assert_eq!(backend.stats().connections, 5, "{:?}", figures(&server));
 }
 
 #[test]

@@ -15,8 +15,8 @@ use super::model::Series;
 use super::stage::{Stage, Stop, cpu_of, on_core, threads_named, threads_since};
 use crate::profile::{Order, Profile};
 
-/// What the threads of a forwarder's workers are called.
-const WORKER: &str = "dns-";
+/// What the thread of a forwarder with one worker is called; it has others for certificates and files.
+const WORKER: &str = "dns-0";
 
 /// Names of functions in which a socket is made, set up, watched or closed, as far as the system's library has them.
 const SOCKET_CALLS: [&str; 12] = [
@@ -69,7 +69,7 @@ impl Forwarder {
         let before = threads_named(WORKER);
         let server = on_core(core, || forebay_dns::start(config))?
             .map_err(|error| Stop::failed("cannot start a forwarder", error))?;
-        let threads = threads_since(&before, WORKER, settings.workers)?;
+        let threads = threads_since(&before, WORKER, 1)?;
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()

@@ -27,7 +27,7 @@ const MANY: usize = 400;
 /// A message for which windows could matter.
 const LARGE: usize = 64 << 10;
 /// What the threads of a server's workers are called.
-const WORKER: &str = "grpc-";
+const WORKER: &str = "grpc-0";
 /// What HTTP/2 begins with (RFC 9113 §6.9.2).
 const WINDOW: u32 = 65_535;
 
