@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use forebay::sys::process;
 use forebay::units::Span;
 use forebay_bench::compare::{Comparison, Reading, Side, compare, read};
 use tokio::runtime;
@@ -167,6 +169,8 @@ async fn report(name: &str, command: &str, limit: Duration, ends: &mut Ends) -> 
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // What the command starts ends with it.
+        .process_group(0)
         .spawn()
         .map_err(|error| format!("{name}: cannot run /bin/sh: {error}"))?;
     let output = drain(child.stdout.take());
@@ -206,7 +210,7 @@ async fn watch(child: &mut Child, limit: Duration, ends: &mut Ends) -> Result<Ex
         }
     };
     // Gone already is as good.
-    let _ = child.kill();
+    let _ = process::end_group(child.id());
     let _ = child.wait();
     Err(why)
 }

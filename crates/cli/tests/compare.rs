@@ -143,6 +143,28 @@ fn commands_that_print_no_report_are_told_by_round_and_side() {
 }
 
 #[test]
+fn a_run_that_takes_too_long_ends_with_all_that_it_started() {
+    let server = Responder::builder().spawn().unwrap();
+    let good = command(&server.addr().to_string());
+    // A name of its own, by which it is found among all processes.
+    let time = format!("60.{}", std::process::id());
+    let slow = format!("sleep {time} & sleep {time}");
+    let args = ["bench", "compare", "--run", &slow, "--run", &good, "--rounds", "1", "--limit", "1s"];
+    assert_eq!(forebay(&args).status.code(), Some(1));
+    let is_it = |process: std::io::Result<std::fs::DirEntry>| {
+        let line = process.ok().and_then(|process| std::fs::read(process.path().join("cmdline")).ok());
+        line.is_some_and(|line| line == format!("sleep\0{time}\0").as_bytes())
+    };
+    // Who is killed may take a moment to be gone.
+    let none_is_left = || !std::fs::read_dir("/proc").unwrap().any(is_it);
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while !none_is_left() {
+        assert!(std::time::Instant::now() < patience, "sleep {time} is still there");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn a_comparison_without_two_sides_is_refused() {
     for (args, expected) in [
         (&[][..], "nothing to compare: name two reports"),

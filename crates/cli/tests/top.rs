@@ -76,7 +76,7 @@ fn one_frame_shows_the_pools_of_a_running_forebay() {
         assert!(text.contains(&expected), "{expected} is not in\n{text}");
     }
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-    let wide = forebay(&[&args[..], &["--width", "170", "--height", "12"]].concat()).output().unwrap();
+    let wide = forebay(&[&args[..], &["--width", "180", "--height", "12"]].concat()).output().unwrap();
     let text = String::from_utf8(wide.stdout).unwrap();
     assert!(text.contains("last error") && text.lines().count() <= 12, "{text}");
 }

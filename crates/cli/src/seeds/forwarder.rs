@@ -34,6 +34,9 @@ const SOCKET_CALLS: [&str; 12] = [
     "accept4",
 ];
 
+/// Over how many seconds, at least, a rate is told.
+const RATE_OVER: f64 = 0.1;
+
 /// Starts an upstream that does what `script` says.
 pub(super) fn upstream(stage: &Stage, script: Script, listen: Option<SocketAddr>) -> Result<Responder, Stop> {
     let mut builder = Responder::builder().script(script);
@@ -95,7 +98,8 @@ impl Forwarder {
         let mut last = (0.0, 0);
         let report = dns::run(load, |progress| {
             let at = progress.elapsed.as_secs_f64();
-            if at > last.0 {
+            // What comes in a moment at the end is no rate.
+            if at - last.0 >= RATE_OVER {
                 over_time.push((at, (progress.answered - last.1) as f64 / (at - last.0)));
                 last = (at, progress.answered);
             }

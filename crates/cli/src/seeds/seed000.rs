@@ -394,7 +394,7 @@ impl Load {
         vec![
             plot(
                 format!("Latency at {hits:.0} % hits"),
-                Axis { label: "share of queries", scale: Scale::Nines },
+                Axis { label: "share of queries; at its end, the longest", scale: Scale::Nines },
                 Axis { label: "latency, µs", scale: Scale::Log },
                 last().filter_map(|(name, run)| Some(latency_curve(name, run.latency.as_ref()?))).collect(),
             ),

@@ -355,7 +355,7 @@ fn curves(section: &mut Section, title: &str, claim: &tcp::Claim) {
 pub(super) fn latencies(title: &str) -> Plot {
     Plot {
         title: title.to_owned(),
-        x: Axis { label: "share of requests", scale: Scale::Nines },
+        x: Axis { label: "share of requests; at its end, the longest", scale: Scale::Nines },
         y: Axis { label: "latency, µs", scale: Scale::Log },
         series: Vec::new(),
     }

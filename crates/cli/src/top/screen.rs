@@ -214,63 +214,77 @@ fn draw_sparkline(frame: &mut Frame<'_>, area: Rect, title: &str, past: &VecDequ
 struct Column {
     head: &'static str,
     width: u16,
-    /// From which width of the screen on it is there.
-    from: u16,
+    /// How soon it comes as the screen grows; 0 is always there.
+    rank: u8,
     is_text: bool,
     cell: fn(&Row) -> String,
 }
 
 const COLUMNS: &[Column] = &[
-    Column { head: "", width: 1, from: 0, is_text: true, cell: |row| sign(row).to_owned() },
-    Column { head: "upstream", width: 10, from: 0, is_text: true, cell: |row| row.key.upstream.clone() },
+    Column { head: "", width: 1, rank: 0, is_text: true, cell: |row| sign(row).to_owned() },
+    Column { head: "upstream", width: 10, rank: 0, is_text: true, cell: |row| row.key.upstream.clone() },
     // As wide as there is room.
-    Column { head: "endpoint", width: 0, from: 0, is_text: true, cell: |row| row.key.endpoint.clone() },
+    Column { head: "endpoint", width: 0, rank: 0, is_text: true, cell: |row| row.key.endpoint.clone() },
     Column {
         head: "conns",
         width: 7,
-        from: 0,
+        rank: 0,
         is_text: false,
         cell: |row| format!("{}/{}", row.connections(), row.pool.limits.connections_max),
     },
-    Column { head: "busy", width: 4, from: 0, is_text: false, cell: |row| row.states()[2].to_string() },
-    Column { head: "in use", width: 6, from: 110, is_text: false, cell: |row| row.pool.in_use.to_string() },
-    Column { head: "idle", width: 4, from: 110, is_text: false, cell: |row| row.pool.idle.to_string() },
-    Column { head: "wait", width: 4, from: 0, is_text: false, cell: |row| row.pool.waiters.to_string() },
-    Column { head: "acq/s", width: 6, from: 0, is_text: false, cell: |row| short(row.rate) },
-    Column { head: "reuse", width: 6, from: 0, is_text: false, cell: |row| share(row.reuse) },
-    Column { head: "dials/s", width: 7, from: 120, is_text: false, cell: |row| short(row.dials) },
-    Column { head: "fails/s", width: 7, from: 120, is_text: false, cell: |row| short(row.failures) },
+    Column { head: "busy", width: 4, rank: 0, is_text: false, cell: |row| row.states()[2].to_string() },
+    Column { head: "in use", width: 6, rank: 2, is_text: false, cell: |row| row.pool.in_use.to_string() },
+    Column { head: "idle", width: 4, rank: 2, is_text: false, cell: |row| row.pool.idle.to_string() },
+    Column { head: "wait", width: 4, rank: 0, is_text: false, cell: |row| row.pool.waiters.to_string() },
+    Column { head: "acq/s", width: 6, rank: 0, is_text: false, cell: |row| short(row.rate) },
+    Column { head: "reuse", width: 6, rank: 0, is_text: false, cell: |row| share(row.reuse) },
+    Column { head: "dials/s", width: 7, rank: 3, is_text: false, cell: |row| short(row.dials) },
+    Column { head: "fails/s", width: 7, rank: 3, is_text: false, cell: |row| short(row.failures) },
     Column {
         head: "wait p50",
         width: 8,
-        from: 140,
+        rank: 4,
         is_text: false,
         cell: |row| us(row.pool.wait.count, row.pool.wait.p50_us),
     },
     Column {
         head: "wait p99",
         width: 8,
-        from: 0,
+        rank: 0,
         is_text: false,
         cell: |row| us(row.pool.wait.count, row.pool.wait.p99_us),
     },
     Column {
         head: "dial p50",
         width: 8,
-        from: 140,
+        rank: 4,
         is_text: false,
         cell: |row| us(row.pool.dials.took.count, row.pool.dials.took.p50_us),
     },
     Column {
         head: "dial p99",
         width: 8,
-        from: 100,
+        rank: 1,
         is_text: false,
         cell: |row| us(row.pool.dials.took.count, row.pool.dials.took.p99_us),
     },
-    Column { head: "breaker", width: 9, from: 100, is_text: true, cell: |row| row.pool.breaker.clone() },
-    Column { head: "last error", width: 26, from: 150, is_text: true, cell: last_error },
+    Column { head: "breaker", width: 9, rank: 1, is_text: true, cell: |row| row.pool.breaker.clone() },
+    Column { head: "last error", width: 26, rank: 5, is_text: true, cell: last_error },
 ];
+
+/// Room for an endpoint with scheme, address and port by IPv4.
+const ENDPOINT_WIDTH: u16 = 27;
+
+/// The columns that leave the endpoint room to be read, and how many cells are left over.
+fn columns(width: u16) -> (Vec<&'static Column>, u16) {
+    let up_to = |rank| COLUMNS.iter().filter(move |column| column.rank <= rank);
+    let left = |rank| {
+        let needed = up_to(rank).map(|column| column.width.max(1) + 1).sum::<u16>() + ENDPOINT_WIDTH - 2;
+        width.checked_sub(needed)
+    };
+    let rank = (1..=5).take_while(|rank| left(*rank).is_some()).last().unwrap_or(0);
+    (up_to(rank).collect(), left(rank).unwrap_or(0))
+}
 
 fn draw_table(frame: &mut Frame<'_>, area: Rect, watched: &Watched, view: &View) {
     if watched.rows.is_empty() {
@@ -278,7 +292,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, watched: &Watched, view: &View)
         frame.render_widget(Paragraph::new(text).style(DIM), area);
         return;
     }
-    let columns: Vec<&Column> = COLUMNS.iter().filter(|column| area.width >= column.from).collect();
+    let (columns, left) = columns(area.width);
     let cell = |column: &Column, text: String| {
         let side = if column.is_text { Alignment::Left } else { Alignment::Right };
         Cell::from(Line::from(text).alignment(side))
@@ -289,7 +303,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, watched: &Watched, view: &View)
     });
     let widths = columns.iter().map(|column| match column.width {
         0 => Constraint::Min(12),
-        _ if column.head == "upstream" && area.width >= 190 => Constraint::Length(20),
+        _ if column.head == "upstream" && left >= 20 => Constraint::Length(20),
         width => Constraint::Length(width),
     });
     let table = Table::new(rows, widths)

@@ -108,6 +108,19 @@ fn parse_port_range(range: &str, reserved: &str) -> Option<PortRange> {
     Some(PortRange { first, last, reserved: taken })
 }
 
+/// Ends a process that leads a group, and all others of that group, at once (`SIGKILL`). The leader must not have been waited
+/// for, since its number may then be another's.
+///
+/// # Errors
+///
+/// `ESRCH` when there is no such group, `EINVAL` for 0 and 1, which would be other groups than meant.
+pub fn end_group(leader: u32) -> io::Result<()> {
+    let group = libc::pid_t::try_from(leader).ok().filter(|leader| *leader > 1);
+    let group = group.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: the call takes numbers alone.
+    super::check(unsafe { libc::kill(-group, libc::SIGKILL) }).map(drop)
+}
+
 /// Lets the calling thread run on `core` only (numbered from 0). Threads that it starts later inherit this.
 ///
 /// # Errors

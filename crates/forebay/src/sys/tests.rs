@@ -543,3 +543,24 @@ fn a_counting_allocator_counts_what_is_asked_for_and_gives_it() {
     }
     assert_eq!(counting.allocations(), 3);
 }
+
+#[test]
+fn a_group_ends_with_all_that_its_leader_started() {
+    use std::io::Read;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+    let mut leader = Command::new("/bin/sh")
+        .args(["-c", "sleep 60 & sleep 60"])
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .expect("a shell");
+    process::end_group(leader.id()).expect("it is there");
+    leader.wait().expect("it ends");
+    // The end of what both could write to: neither has it any more.
+    let mut rest = Vec::new();
+    leader.stdout.take().expect("a pipe").read_to_end(&mut rest).expect("an end");
+    for no_group in [0, 1, u32::MAX] {
+        assert_eq!(process::end_group(no_group).expect_err("none").kind(), io::ErrorKind::InvalidInput);
+    }
+}

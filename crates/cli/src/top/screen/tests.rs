@@ -131,7 +131,7 @@ fn keys_columns_and_signs_are_explained() {
         &screen,
         &["choose a pool", "wait p99", "breaker half-open", "these move no breaker", "? or Esc back"],
     );
-    for column in COLUMNS.iter().filter(|column| column.from == 0 && !column.is_text) {
+    for column in COLUMNS.iter().filter(|column| column.rank == 0 && !column.is_text) {
         assert!(HELP.contains(column.head), "{} is not explained", column.head);
     }
 }
@@ -219,4 +219,17 @@ fn ages_have_two_units() {
     let rates = [0.0, 0.26, 42.0, 1234.4, 123_456.0, 2_500_000.0].map(|rate| short(Some(rate)));
     assert_eq!(rates, ["0", "0.3", "42.0", "1,234", "123k", "2.50M"]);
     assert_eq!([Some(0.9996), Some(0.999), None].map(share), ["100 %", "99.9 %", "–"]);
+}
+
+#[test]
+fn more_columns_never_take_the_endpoints_room() {
+    let mut before = 0;
+    for width in 80..=260 {
+        let (columns, _) = columns(width);
+        let others: u16 = columns.iter().map(|column| column.width + 1).sum::<u16>() - 1;
+        assert!(width - others + 1 >= ENDPOINT_WIDTH, "at {width} an endpoint has {}", width - others);
+        assert!(columns.len() >= before, "at {width}");
+        before = columns.len();
+    }
+    assert_eq!(before, COLUMNS.len());
 }
