@@ -28,7 +28,7 @@ const CONFIDENCE: f64 = 0.95;
 /// A difference is called one when it would come by chance less often than this.
 const P_MAX: f64 = 0.05;
 
-/// Less rounds a side cannot reach [`P_MAX`], however clear they are: of four and four, 2 orders of 70 are so clear.
+/// Less rounds a side cannot reach `P_MAX`, however clear they are: of four and four, 2 orders of 70 are so clear.
 pub const ROUNDS_MIN: usize = 4;
 
 /// A figure that is compared.
