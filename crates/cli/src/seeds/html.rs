@@ -187,6 +187,13 @@ pub(super) fn svg(plot: &Plot) -> String {
             COLOURS[number % COLOURS.len()],
             points.join(" ")
         );
+        // A line through one point is nothing to see.
+        if let [one] = &points[..]
+            && let Some((x, y)) = one.split_once(',')
+        {
+            let colour = COLOURS[number % COLOURS.len()];
+            let _ = writeln!(out, "<circle cx=\"{x}\" cy=\"{y}\" r=\"3.5\" fill=\"{colour}\"/>");
+        }
     }
     out.push_str("</svg>\n");
     out
@@ -348,6 +355,13 @@ mod tests {
             .map(|point| point.split_once(',').unwrap())
             .map(|(x, y)| (number(x), number(y)))
             .collect()
+    }
+
+    #[test]
+    fn a_single_point_can_be_seen() {
+        let linear = |points| svg(&plot(Scale::Linear, Scale::Linear, points));
+        assert_eq!(linear(&[(1.0, 2.0)]).matches("<circle").count(), 1);
+        assert_eq!(linear(&[(1.0, 2.0), (2.0, 3.0)]).matches("<circle").count(), 0);
     }
 
     #[test]
