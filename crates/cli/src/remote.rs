@@ -120,17 +120,17 @@ pub(crate) fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
 impl Remote {
     /// Asks for a path, and returns the body of the answer.
     pub(crate) fn get(&self, path: &str, token: Option<&str>) -> Result<String, Trouble> {
-        Answer::read(&self.exchange(path, token)?)?.checked(path, token)
+        Answer::read(&self.exchange(path, token, ANSWER_MAX)?)?.checked(path, token)
     }
 
     /// Makes a request and reads all of the answer. By HTTP/1.0, whose answers end with their connection and have no chunks.
-    fn exchange(&self, path: &str, token: Option<&str>) -> Result<Vec<u8>, Trouble> {
+    fn exchange(&self, path: &str, token: Option<&str>, longest: Duration) -> Result<Vec<u8>, Trouble> {
         let mut stream = self.connect()?;
-        let end = Instant::now() + ANSWER_MAX;
+        let end = Instant::now() + longest;
         let token = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
         let request =
             format!("GET {path} HTTP/1.0\r\nHost: {}\r\n{token}Connection: close\r\n\r\n", self.authority);
-        stream.set_write_timeout(Some(ANSWER_MAX))?;
+        stream.set_write_timeout(Some(longest))?;
         // Whoever speaks first, and leaves, has said what it is: that is an answer, too.
         let written = stream.write_all(request.as_bytes());
         let mut answer = Vec::new();
@@ -342,6 +342,26 @@ mod tests {
         let target = Remote { authority: format!("127.0.0.1:{}", forebay_bench::ports::free_port()) };
         let told = target.get("/pools", None).unwrap_err().to_string();
         assert!(told.starts_with("cannot be reached: Connection refused"), "{told}");
+    }
+
+    #[test]
+    fn who_sends_a_byte_now_and_then_holds_nobody() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = Remote { authority: listener.local_addr().unwrap().to_string() };
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // Until nobody listens any more, and for some seconds at most.
+            for _ in 0..200 {
+                if stream.write_all(b"H").is_err() {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            panic!("it was listened to all the time");
+        });
+        let told = target.exchange("/pools", None, Duration::from_millis(100)).unwrap_err();
+        assert!(matches!(told, Trouble::Silent), "{told}");
+        server.join().unwrap();
     }
 
     #[test]
